@@ -1,0 +1,44 @@
+# Two commands matter: `make demo` and `make test`. Both start from nothing but Python 3.11+ and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test check lint types contract pytest test-numpy1 papers clean
+
+demo: $(STAMP)  ## PREBA's what-if: CPU, DPU and ideal preprocessing on 1g(7x) and 7g(1x)
+	$(BIN)/preba demo --out out/demo
+
+test: lint types contract pytest  ## everything CI checks
+
+check: test
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "preba needs Python 3.11 or newer, this is %s" % sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+contract: $(STAMP)
+	$(BIN)/lint-imports
+
+pytest: $(STAMP)
+	$(BIN)/python -m pytest -q --durations=10
+
+test-numpy1:  ## the tests again under NumPy 1.26, which the live server's wheel insists on
+	$(PYTHON) -m venv .venv-numpy1
+	.venv-numpy1/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' 'numpy<2'
+	.venv-numpy1/bin/python -m pytest -q
+
+papers: $(STAMP)  ## regenerate profiles and comparison tables from the published numbers
+	$(BIN)/python papers/preba/compare.py
+
+clean:
+	rm -rf $(VENV) .venv-numpy1 out build *.egg-info

@@ -1,0 +1,291 @@
+"""The one record schema of simulated and measured requests (law 5), and its Parquet form. No statistics here.
+
+Inside, a record table is a set of NumPy columns of equal length, sorted by request id. ``-1`` in a time or index
+column means "never happened" (a refused request has no slice); in Parquet it is a null.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from preba.errors import FormatError, MissingFileError, OutputError
+
+Int64 = NDArray[np.int64]
+Int32 = NDArray[np.int32]
+
+OUTCOMES = ("served", "refused_queue_full", "refused_timeout", "failed_slice_lost", "pending")
+"""Names of the outcome codes of ``preba.batching.state``, by code."""
+
+_NULLABLE = frozenset(
+    {
+        "preprocess_start_ns", "preprocess_end_ns", "enqueued_ns", "dispatched_ns", "execution_start_ns",
+        "execution_end_ns", "completed_ns", "server_index", "slice_index", "batch_id",
+    }
+)  # fmt: skip
+_NARROW = frozenset({"model_index", "server_index", "slice_index", "batch_size", "batch_units", "attempts"})
+
+
+@dataclass(frozen=True)
+class Records:
+    """One row per request; int64 nanoseconds since the start of the run unless the name says otherwise.
+
+    Attributes
+    ----------
+    request_id : int64[n]
+        0 .. n-1, the row of the trace.
+    model_index : int32[n]
+        Which model of the scenario.
+    scheduled_ns : int64[n]
+        When the request was meant to be sent; latency counts from here.
+    issued_ns : int64[n]
+        When it really was sent (equal in a simulation; the generator's lag otherwise).
+    preprocess_start_ns, preprocess_end_ns : int64[n]
+        First start and last end of preprocessing; both equal the arrival where there is none.
+    preprocess_wait_ns : int64[n]
+        Waiting for preprocessing units, summed over the stations (also between them).
+    enqueued_ns : int64[n]
+        When it reached the batcher, after any hop.
+    dispatched_ns : int64[n]
+        When its batch was complete: from then on nobody could join.
+    execution_start_ns, execution_end_ns : int64[n]
+        The batch on the slice, preprocessing on the same slice included.
+    slice_preprocess_ns : int64[n]
+        The part of the execution spent preprocessing on the slice (DALI sharing it), else 0.
+    completed_ns : int64[n]
+        When the answer was there, or the refusal.
+    server_index, slice_index : int32[n]
+        Which batcher and which slice served it.
+    batch_id : int64[n]
+        Counts batches over the whole run; rows with equal ids ran together.
+    batch_size, batch_units : int32[n]
+        Requests and batch units in that batch.
+    jpeg_bytes, audio_ns : int64[n]
+        Input size, 0 where it does not apply.
+    outcome : int32[n]
+        Index into ``OUTCOMES``.
+    attempts : int32[n]
+        How often it was started (2 after its slice was lost once).
+    """
+
+    request_id: Int64
+    model_index: Int32
+    scheduled_ns: Int64
+    issued_ns: Int64
+    preprocess_start_ns: Int64
+    preprocess_end_ns: Int64
+    preprocess_wait_ns: Int64
+    enqueued_ns: Int64
+    dispatched_ns: Int64
+    execution_start_ns: Int64
+    execution_end_ns: Int64
+    slice_preprocess_ns: Int64
+    completed_ns: Int64
+    server_index: Int32
+    slice_index: Int32
+    batch_id: Int64
+    batch_size: Int32
+    batch_units: Int32
+    jpeg_bytes: Int64
+    audio_ns: Int64
+    outcome: Int32
+    attempts: Int32
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(getattr(self, name)) for name in column_names()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"record columns differ in length: {lengths}")
+
+    def __len__(self) -> int:
+        return len(self.request_id)
+
+    @property
+    def latency_ns(self) -> Int64:
+        """Completion minus scheduled arrival, int64[n]; meaningful where ``served``."""
+        return self.completed_ns - self.scheduled_ns
+
+    @property
+    def served(self) -> NDArray[np.bool_]:
+        """Which requests got an answer, bool[n]."""
+        return self.outcome == 0
+
+    def select(self, keep: NDArray[np.bool_] | NDArray[np.intp]) -> Records:
+        """The rows that a mask or an index array names, as new records."""
+        return Records(**{name: getattr(self, name)[keep] for name in column_names()})
+
+    def equals(self, other: Records) -> bool:
+        """Whether every field of every record is identical."""
+        return all(np.array_equal(getattr(self, n), getattr(other, n)) for n in column_names())
+
+
+def column_names() -> tuple[str, ...]:
+    """The column names of a record table, in order."""
+    return tuple(field.name for field in dataclasses.fields(Records))
+
+
+def empty_columns(count: int) -> dict[str, Any]:
+    """Columns for ``count`` requests in which nothing has happened yet, for an engine to fill."""
+    columns: dict[str, Any] = {}
+    for name in column_names():
+        dtype = np.int32 if name in _NARROW or name == "outcome" else np.int64
+        columns[name] = np.full(count, -1 if name in _NULLABLE else 0, dtype=dtype)
+    columns["request_id"] = np.arange(count, dtype=np.int64)
+    columns["outcome"][:] = OUTCOMES.index("pending")
+    return columns
+
+
+@dataclass(frozen=True)
+class StationSpans:
+    """Which preprocessing unit worked on which request when: one row per (request, station) visit.
+
+    Attributes
+    ----------
+    station_index : int32[m]
+        Index into the run's stations.
+    unit_index : int32[m]
+        Which core, DPU unit or slice of that station.
+    request_id : int64[m]
+    arrived_ns : int64[m]
+        When the request joined the station's queue.
+    start_ns : int64[m]
+    released_ns : int64[m]
+        When the unit was free again.
+    end_ns : int64[m]
+        When the request left the station (later than ``released_ns`` in a pipelined unit).
+    """
+
+    station_index: Int32
+    unit_index: Int32
+    request_id: Int64
+    arrived_ns: Int64
+    start_ns: Int64
+    released_ns: Int64
+    end_ns: Int64
+
+    def equals(self, other: StationSpans) -> bool:
+        """Whether every field of every span is identical."""
+        return all(
+            np.array_equal(getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self)
+        )
+
+
+@dataclass(frozen=True)
+class StationFacts:
+    """What a report needs to know of a preprocessing station.
+
+    ``kind`` is ``cpu``, ``dpu``, ``hop`` or ``dali``; ``usable_fraction`` is the share of each unit that
+    preprocessing can really use, so utilisation shown is busy share times it.
+    """
+
+    name: str
+    kind: str
+    units: int
+    usable_fraction: float = 1.0
+
+
+@dataclass(frozen=True)
+class SliceFacts:
+    """What a report needs to know of a slice: its name, its GPU, its size and who uses it."""
+
+    name: str
+    gpu_index: int
+    profile: str
+    gpcs: int
+    model_index: int | None
+    role: str = "model"
+    """``model``, ``preprocessing`` (a slice given to DALI) or ``unused``."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run, simulated or measured: the records and what is needed to read them."""
+
+    engine: str
+    records: Records
+    spans: StationSpans
+    stations: tuple[StationFacts, ...]
+    slices: tuple[SliceFacts, ...]
+    models: tuple[str, ...]
+    end_ns: int
+    """The last instant of the run: the latest completion."""
+    outages: tuple[tuple[int, int, int], ...] = ()
+    """(slice_index, from_ns, to_ns) during which a slice was out of service."""
+
+
+def write_records(path: Path, records: Records, metadata: Mapping[str, str]) -> None:
+    """Writes records as Parquet, byte for byte the same for the same records and metadata.
+
+    Parameters
+    ----------
+    path : Path
+        Where to write; replaced in one step, so nothing half-written is ever seen.
+    records : Records
+    metadata : mapping of str to str
+        Stored in the file's schema under ``preba``.
+
+    Raises
+    ------
+    OutputError
+        The file cannot be written.
+    """
+    arrays: dict[str, pa.Array] = {}
+    for name in column_names():
+        column = getattr(records, name)
+        mask = column < 0 if name in _NULLABLE else None
+        arrays[name] = pa.array(column, mask=mask)
+    outcome = pa.DictionaryArray.from_arrays(
+        pa.array(records.outcome.astype(np.int8)), pa.array(list(OUTCOMES))
+    )
+    arrays["outcome"] = outcome
+    table = pa.table(arrays)
+    table = table.replace_schema_metadata({b"preba": json.dumps(dict(metadata), sort_keys=True).encode()})
+    partial = path.with_name(path.name + ".partial")
+    try:
+        pq.write_table(table, partial, compression="zstd")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot write records: {error}") from error
+
+
+def read_records(path: Path) -> tuple[Records, dict[str, str]]:
+    """Reads records written by ``write_records``.
+
+    Returns
+    -------
+    tuple of Records and dict
+        The records and their metadata.
+
+    Raises
+    ------
+    MissingFileError, FormatError
+    """
+    if not path.exists():
+        raise MissingFileError(f"{path}: no such records file")
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise FormatError(f"{path}: not a Parquet file of records: {error}") from error
+    missing = [name for name in column_names() if name not in table.column_names]
+    if missing:
+        raise FormatError(f"{path}: not preba records: column {missing[0]!r} is missing")
+    columns: dict[str, Any] = {}
+    for name in column_names():
+        column = table.column(name)
+        dtype = np.int32 if name in _NARROW or name == "outcome" else np.int64
+        if name == "outcome":
+            codes = [OUTCOMES.index(value) for value in column.to_pylist()]
+            columns[name] = np.array(codes, dtype=dtype)
+        else:
+            columns[name] = column.combine_chunks().fill_null(-1).to_numpy(zero_copy_only=False).astype(dtype)
+    raw = (table.schema.metadata or {}).get(b"preba", b"{}")
+    return Records(**columns), json.loads(raw)

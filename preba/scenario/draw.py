@@ -1,0 +1,78 @@
+"""Drawing a scenario's trace: which streams each model has and how long they run. Nothing is played here."""
+
+from __future__ import annotations
+
+from preba.arrivals import Horizon, RateChange
+from preba.jitter import JitterConfig, LogNormalJitter, NoJitter
+from preba.scenario.resolve import ResolvedModel, ResolvedScenario
+from preba.scenario.schema import RateChanges
+from preba.trace import StreamSpec, Trace, draw_trace
+from preba.units import ns_from_ms, ns_from_s
+
+
+def draw_scenario_trace(resolved: ResolvedScenario) -> Trace:
+    """Draws everything random about a scenario from its seed.
+
+    Parameters
+    ----------
+    resolved : ResolvedScenario
+
+    Returns
+    -------
+    Trace
+        Any engine, and a live load generator, can play it.
+
+    Raises
+    ------
+    TraceError, MissingFileError, FormatError
+        See ``preba.trace.draw_trace``.
+    """
+    scenario = resolved.scenario
+    names = [model.name for model in scenario.models]
+    changes = [
+        RateChange(
+            at_ns=ns_from_s(event.at_s),
+            factor=event.factor,
+            model_index=None if event.model is None else names.index(event.model),
+        )
+        for event in scenario.events
+        if isinstance(event, RateChanges)
+    ]
+    run = scenario.run
+    if run.requests is not None:
+        horizon = Horizon(requests=run.requests)
+    else:
+        horizon = Horizon(duration_ns=ns_from_s(run.duration_s or 0.0))
+    return draw_trace(
+        [_stream_spec(model) for model in resolved.models],
+        seed=scenario.seed,
+        horizon=horizon,
+        rate_changes=changes,
+    )
+
+
+def _stream_spec(model: ResolvedModel) -> StreamSpec:
+    config = model.config
+    return StreamSpec(
+        arrivals=config.arrivals,
+        sizes=config.sizes,
+        execution_jitter=config.execution_jitter or _profile_jitter(model),
+        preprocess_jitter=config.preprocess_jitter or NoJitter(kind="none"),
+        batch_units=config.batch_units,
+        priority_shares=config.priority_shares,
+        timeout_ns=ns_from_ms(config.timeout_ms),
+    )
+
+
+def _profile_jitter(model: ResolvedModel) -> JitterConfig:
+    jitter = model.profile.jitter
+    if jitter.kind == "none":
+        return NoJitter(kind="none")
+    return LogNormalJitter(kind="lognormal", cv=jitter.cv)
+
+
+def offered_duration_ns(resolved: ResolvedScenario, trace: Trace) -> int:
+    """Span over which a trace's requests arrive: the scenario's duration, or until its last request."""
+    if resolved.scenario.run.duration_s is not None:
+        return ns_from_s(resolved.scenario.run.duration_s)
+    return int(trace.scheduled_ns.max()) if len(trace) else 0

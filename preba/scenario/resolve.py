@@ -1,0 +1,207 @@
+"""What a scenario means: devices, slices, profiles and who serves what, looked up and checked. No engine here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from preba.errors import ScenarioError
+from preba.hardware import Hardware, resolve_hardware
+from preba.mig.catalogue import Device, load_device
+from preba.mig.placement import resolve_partition
+from preba.preprocessing import DaliSlicePreprocessing
+from preba.profile import LatencyProfile, load_profile
+from preba.records import SliceFacts
+from preba.scenario.schema import Model, Scenario
+from preba.strict import Provenance
+
+
+@dataclass(frozen=True)
+class SliceUnit:
+    """One slice of one GPU of the scenario."""
+
+    index: int
+    name: str
+    gpu_index: int
+    profile: str
+    gpcs: int
+    jpeg_engines: int
+    model_index: int | None
+    role: str
+
+    def facts(self) -> SliceFacts:
+        """The part of it that reports need."""
+        return SliceFacts(
+            name=self.name,
+            gpu_index=self.gpu_index,
+            profile=self.profile,
+            gpcs=self.gpcs,
+            model_index=self.model_index,
+            role=self.role,
+        )
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model with its profile loaded and its slices assigned."""
+
+    index: int
+    config: Model
+    profile: LatencyProfile
+    slice_indices: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ResolvedScenario:
+    """A scenario with everything it names looked up."""
+
+    scenario: Scenario
+    folder: Path
+    slices: tuple[SliceUnit, ...]
+    models: tuple[ResolvedModel, ...]
+    hardware: Hardware
+    gpu_devices: tuple[Device, ...]
+    """Per GPU."""
+
+    def provenance(self) -> list[tuple[str, Provenance]]:
+        """Where the numbers of profiles and devices come from."""
+        found = [(f"latency profile {m.profile.name}", m.profile.provenance) for m in self.models]
+        found += [(f"device {device.name}", device.provenance) for device in dict.fromkeys(self.gpu_devices)]
+        return list(dict(found).items())
+
+
+def resolve(scenario: Scenario, *, folder: Path) -> ResolvedScenario:
+    """Looks up everything a scenario names.
+
+    Parameters
+    ----------
+    scenario : Scenario
+    folder : Path
+        Folder that relative file names in the scenario start from.
+
+    Returns
+    -------
+    ResolvedScenario
+
+    Raises
+    ------
+    ScenarioError, PartitionError, ProfileError, MissingFileError
+        Something named does not exist or does not fit.
+    """
+    profiles = tuple(load_profile(_from(folder, model.profile)) for model in scenario.models)
+    slices, devices = _slices(scenario, folder)
+    reserved = _reserved(scenario, slices)
+    assigned = _assign(scenario, slices, reserved)
+    for index, (profile, wanted) in enumerate(zip(profiles, assigned, strict=True)):
+        for slice_index in wanted:
+            where = f"scenario.models[{index}].profile"
+            if not profile.knows(slices[slice_index].profile):
+                raise ScenarioError(
+                    f"{where}: profile {profile.name!r} has no times for slice {slices[slice_index].profile} "
+                    f"(it has {', '.join(profile.slices)})"
+                )
+    owner = {slice_index: model for model, wanted in enumerate(assigned) for slice_index in wanted}
+    units = tuple(
+        SliceUnit(
+            index=unit.index,
+            name=unit.name,
+            gpu_index=unit.gpu_index,
+            profile=unit.profile,
+            gpcs=unit.gpcs,
+            jpeg_engines=unit.jpeg_engines,
+            model_index=owner.get(unit.index),
+            role="model" if unit.index in owner else "preprocessing" if unit.index in reserved else "unused",
+        )
+        for unit in slices
+    )
+    models = tuple(
+        ResolvedModel(index=i, config=scenario.models[i], profile=profiles[i], slice_indices=tuple(assigned[i]))
+        for i in range(len(scenario.models))
+    )
+    hardware = resolve_hardware(scenario.hardware, folder=folder)
+    return ResolvedScenario(scenario, folder, units, models, hardware, devices)
+
+
+def _from(folder: Path, name: str) -> str:
+    """A name as it is; a relative path taken from the scenario's own folder if it is there."""
+    beside = folder / name
+    return str(beside) if name.endswith((".yaml", ".yml")) and beside.is_file() else name
+
+
+def _slices(scenario: Scenario, folder: Path) -> tuple[list[SliceUnit], tuple[Device, ...]]:
+    units: list[SliceUnit] = []
+    devices: list[Device] = []
+    for position, gpu in enumerate(scenario.gpus):
+        device = load_device(_from(folder, gpu.device))
+        where = f"scenario.gpus[{position}].partition"
+        partition = resolve_partition(device, gpu.partition, where=where)
+        for _ in range(gpu.count):
+            gpu_index = len(devices)
+            devices.append(device)
+            for placed in partition.slices:
+                units.append(
+                    SliceUnit(
+                        index=len(units),
+                        name=f"gpu{gpu_index}/{placed.profile}@{placed.start}",
+                        gpu_index=gpu_index,
+                        profile=placed.profile,
+                        gpcs=placed.gpcs,
+                        jpeg_engines=placed.jpeg_engines,
+                        model_index=None,
+                        role="unused",
+                    )
+                )
+    return units, tuple(devices)
+
+
+def _reserved(scenario: Scenario, slices: Sequence[SliceUnit]) -> set[int]:
+    if not isinstance(scenario.preprocessing, DaliSlicePreprocessing):
+        return set()
+    return set(_pick(scenario.preprocessing.slices, slices, set(), "scenario.preprocessing.slices"))
+
+
+def _pick(
+    wanted: dict[str, int] | Sequence[int], slices: Sequence[SliceUnit], taken: set[int], where: str
+) -> list[int]:
+    picked: list[int] = []
+    if isinstance(wanted, dict):
+        for profile, count in wanted.items():
+            free = [u.index for u in slices if u.profile == profile and u.index not in taken]
+            if len(free) < count:
+                have = ", ".join(sorted({u.profile for u in slices}))
+                raise ScenarioError(
+                    f"{where}.{profile}: asks for {count} slices, {len(free)} free (the partition has {have})"
+                )
+            picked += free[:count]
+            taken = taken | set(free[:count])
+        return sorted(picked)
+    for index in wanted:
+        if index >= len(slices):
+            raise ScenarioError(f"{where}: there is no slice {index}; slices are 0..{len(slices) - 1}")
+        if index in taken or index in picked:
+            raise ScenarioError(f"{where}: slice {index} ({slices[index].name}) is already taken")
+        picked.append(index)
+    return sorted(picked)
+
+
+def _assign(scenario: Scenario, slices: Sequence[SliceUnit], reserved: set[int]) -> list[list[int]]:
+    taken = set(reserved)
+    assigned: list[list[int]] = []
+    for index, model in enumerate(scenario.models):
+        where = f"scenario.models[{index}].slices"
+        if model.slices == "all":
+            if len(scenario.models) > 1:
+                raise ScenarioError(
+                    f"{where}: 'all' works with one model only; with {len(scenario.models)} say which slices "
+                    f"serve {model.name!r}, for example {{{slices[0].profile}: 2}}"
+                )
+            mine = [unit.index for unit in slices if unit.index not in taken]
+        else:
+            wanted = model.slices if isinstance(model.slices, dict) else list(model.slices)
+            mine = _pick(wanted, slices, taken, where)
+        if not mine:
+            raise ScenarioError(f"{where}: no slice is left to serve {model.name!r}")
+        taken |= set(mine)
+        assigned.append(mine)
+    return assigned

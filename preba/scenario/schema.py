@@ -1,0 +1,155 @@
+"""The scenario file, version 1: strict value classes and nothing else.
+
+An unknown key, a wrong type or a missing field is an error (``load`` turns it into one readable line).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from preba.arrivals import ArrivalsConfig
+from preba.batchers import BatcherConfig, NoBatching
+from preba.hardware import HardwareConfig
+from preba.jitter import JitterConfig
+from preba.mig.catalogue import Device
+from preba.preprocessing import NoPreprocessing, PreprocessingConfig
+from preba.profile import LatencyProfile
+from preba.sizes import SizesConfig
+from preba.strict import StrictModel
+
+SCHEMA_VERSION = 1
+
+
+class Run(StrictModel):
+    """How long to run; exactly one of ``requests`` and ``duration_s``."""
+
+    requests: PositiveInt | None = None
+    duration_s: PositiveFloat | None = None
+    warmup_requests: NonNegativeInt | None = None
+    warmup_s: NonNegativeFloat | None = None
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Run:
+        if (self.requests is None) == (self.duration_s is None):
+            raise ValueError("give exactly one of requests and duration_s")
+        if self.warmup_requests is not None and self.warmup_s is not None:
+            raise ValueError("give at most one of warmup_requests and warmup_s")
+        return self
+
+
+class Gpu(StrictModel):
+    """One or more equal GPUs and how each is partitioned.
+
+    ``device`` names a file in configs/devices (or is one, or the device itself).
+    ``partition`` is ``"7x1g.5gb"``, ``{profile: count}`` or a list of explicit placements ``["3g.20gb@4", ..]``.
+    """
+
+    device: str | Device
+    partition: str | dict[str, PositiveInt] | tuple[str, ...]
+    count: PositiveInt = 1
+
+
+class Overheads(StrictModel):
+    """Measured or assumed costs of the serving software itself; all zero unless given."""
+
+    frontend_us: NonNegativeFloat = 0.0
+    """From the end of preprocessing (or arrival) to the batcher, per request."""
+    turnaround_us: NonNegativeFloat = 0.0
+    """From the end of one execution until its slice can start the next."""
+    response_us: NonNegativeFloat = 0.0
+    """From the end of execution to the client having the answer."""
+
+
+class Server(StrictModel):
+    """How batchers and slices are wired.
+
+    ``central``: one batcher per model in front of all its slices (PREBA). ``per_slice``: one server with its own
+    batcher per slice, and a balancer in front (NVIDIA's flower demo).
+    """
+
+    topology: Literal["central", "per_slice"] = "central"
+    balancer: Literal["round_robin", "random", "least_outstanding", "power_of_two"] = "round_robin"
+    on_slice_loss: Literal["retry", "fail"] = "retry"
+    """What becomes of the requests a lost slice was executing: tried once more elsewhere, or failed."""
+    overheads: Overheads = Overheads()
+
+
+class Model(StrictModel):
+    """One served model with its own traffic."""
+
+    name: str = Field(min_length=1)
+    profile: str | LatencyProfile
+    """Name of a file in configs/profiles, a path, or the profile itself."""
+    arrivals: ArrivalsConfig
+    sizes: SizesConfig
+    batcher: BatcherConfig = NoBatching(kind="none")
+    slices: Literal["all"] | dict[str, PositiveInt] | tuple[NonNegativeInt, ...] = "all"
+    """Which slices serve it: all, so many of a profile, or indices. No slice serves two models."""
+    slo_p99_ms: PositiveFloat | None = None
+    execution_jitter: JitterConfig | None = None
+    """Overrides the profile's own jitter."""
+    preprocess_jitter: JitterConfig | None = None
+    batch_units: PositiveInt = 1
+    """Batch dimension of each request."""
+    timeout_ms: NonNegativeFloat = 0.0
+    """A per-request timeout sent along with each request (Triton with allow_timeout_override); 0 = none."""
+    priority_shares: dict[PositiveInt, PositiveFloat] | None = None
+    """Priority level to share of the requests (Triton priority levels)."""
+
+
+class SliceFails(StrictModel):
+    """A slice drops out, losing what it executes."""
+
+    kind: Literal["slice_fails"]
+    at_s: NonNegativeFloat
+    slice: NonNegativeInt
+
+
+class SliceReturns(StrictModel):
+    """A slice that dropped out is back, idle."""
+
+    kind: Literal["slice_returns"]
+    at_s: NonNegativeFloat
+    slice: NonNegativeInt
+
+
+class RateChanges(StrictModel):
+    """From this moment on arrivals come ``factor`` times as fast as configured, for one model or all."""
+
+    kind: Literal["rate_changes"]
+    at_s: NonNegativeFloat
+    factor: NonNegativeFloat
+    model: str | None = None
+
+
+Event = Annotated[SliceFails | SliceReturns | RateChanges, Field(discriminator="kind")]
+
+
+class Scenario(StrictModel):
+    """A complete what-if: traffic, models, preprocessing, batching, geometry, hardware."""
+
+    preba: Literal[1]
+    """Version of this file format."""
+    name: str = Field(min_length=1)
+    description: str = ""
+    seed: NonNegativeInt = 1
+    run: Run
+    gpus: Annotated[tuple[Gpu, ...], Field(min_length=1)]
+    server: Server = Server()
+    preprocessing: PreprocessingConfig = NoPreprocessing(kind="none")
+    models: Annotated[tuple[Model, ...], Field(min_length=1)]
+    events: tuple[Event, ...] = ()
+    hardware: HardwareConfig = HardwareConfig()
+
+    @model_validator(mode="after")
+    def _distinct_names(self) -> Scenario:
+        names = [model.name for model in self.models]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"models: two models are named {twice[0]!r}")
+        for index, event in enumerate(self.events):
+            if isinstance(event, RateChanges) and event.model is not None and event.model not in names:
+                raise ValueError(f"events[{index}].model: no model named {event.model!r}; known: {', '.join(names)}")
+        return self

@@ -1,0 +1,164 @@
+"""Where a scenario saturates: each stage's capacity in requests per second, before anything is simulated.
+
+Mean-value arithmetic on the drawn trace: no queueing, no randomness. The capacity of the slices is an upper bound
+(full batches of inputs of equal length), so a scenario called overloaded really has no steady state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from preba.units import NS_PER_S
+from sim.model import ServerModel, SimModel
+
+NEAR_SATURATION = 0.95
+"""From this load on, a finite run says little about the steady state."""
+
+
+@dataclass(frozen=True)
+class StageLoad:
+    """Offered load against capacity at one stage.
+
+    Attributes
+    ----------
+    stage : str
+        Readable name of the stage.
+    offered_rps : float
+        Requests per second that reach it.
+    capacity_rps : float
+        Requests per second it can serve at most.
+    """
+
+    stage: str
+    offered_rps: float
+    capacity_rps: float
+
+    @property
+    def load(self) -> float:
+        """Offered over capacity."""
+        return self.offered_rps / self.capacity_rps if self.capacity_rps > 0 else float("inf")
+
+
+def stage_loads(model: SimModel, model_names: Sequence[str], duration_ns: int) -> list[StageLoad]:
+    """Loads of every stage of an open-loop scenario, the heaviest first.
+
+    Parameters
+    ----------
+    model : SimModel
+    model_names : sequence of str
+    duration_ns : int
+        Span over which the trace's requests arrive.
+
+    Returns
+    -------
+    list of StageLoad
+        Empty when the trace is empty or a closed loop drives the scenario (it cannot overload itself).
+    """
+    count = len(model.trace)
+    if count == 0 or duration_ns <= 0 or any(model.outstanding):
+        return []
+    loads = _station_loads(model, duration_ns) + _slice_loads(model, model_names, duration_ns)
+    return sorted(loads, key=lambda stage: -stage.load)
+
+
+def _station_loads(model: SimModel, duration_ns: int) -> list[StageLoad]:
+    loads: list[StageLoad] = []
+    owner = model.trace.model_index
+    for index, station in enumerate(model.preprocessing.stations):
+        visiting = np.array([index in route for route in model.preprocessing.routes])[owner]
+        visits = int(visiting.sum())
+        if visits == 0:
+            continue
+        work_ns = float(station.occupancy_ns[visiting].mean()) + station.launch_ns / station.batch_max
+        loads.append(
+            StageLoad(
+                stage=f"preprocessing ({station.name})",
+                offered_rps=visits / duration_ns * NS_PER_S,
+                capacity_rps=station.units * NS_PER_S / work_ns if work_ns > 0 else float("inf"),
+            )
+        )
+    return loads
+
+
+def _slice_loads(model: SimModel, model_names: Sequence[str], duration_ns: int) -> list[StageLoad]:
+    loads: list[StageLoad] = []
+    for model_index, servers in enumerate(model.model_servers):
+        mine = np.flatnonzero(model.trace.model_index == model_index)
+        if len(mine) == 0:
+            continue
+        capacity = sum(_server_capacity_rps(model, model.servers[server], mine) for server in servers)
+        loads.append(
+            StageLoad(
+                stage=f"slices of {model_names[model_index]}",
+                offered_rps=len(mine) / duration_ns * NS_PER_S,
+                capacity_rps=capacity,
+            )
+        )
+    return loads
+
+
+def _server_capacity_rps(model: SimModel, server: ServerModel, requests: np.ndarray) -> float:
+    """Sum over the server's slices of their best rate on this mix of inputs."""
+    tables = model.tables[server.model_index]
+    lengths = model.length_index[requests]
+    bucket_max = np.array(server.plan.bucket_batch_max)
+    limits = bucket_max[np.minimum(model.bucket[requests], len(bucket_max) - 1)]
+    units = int(model.trace.batch_units[requests[0]])
+    total = 0.0
+    for slice_index in dict.fromkeys(server.consumer_slice):
+        consumer = server.consumer_slice.index(slice_index)
+        rows = tables.execution_ns[model.slice_kind[slice_index]]
+        factor = float(model.trace.execution_factor[requests].mean())
+        cap = np.minimum(limits, server.consumer_batch_max[consumer])
+        best = np.full(len(requests), np.inf)
+        for batch in range(units, int(cap.max()) + 1, units):
+            # The cheapest batch size an input of this length may travel in.
+            cost = rows[lengths, np.minimum(batch, cap)] / np.minimum(batch, cap)
+            best = np.minimum(best, cost)
+        work_ns = float(best.mean()) * units * factor
+        neighbours = sum(1 for gpu in model.slice_gpu if gpu == model.slice_gpu[slice_index]) - 1
+        if neighbours > 0:
+            work_ns *= 1.0 + tables.slowdown_ppm / 1_000_000
+        work_ns += _shared_work_ns(model, server.model_index, slice_index, requests, int(cap.max()))
+        work_ns += model.turnaround_ns / max(int(cap.max()) // units, 1)
+        total += NS_PER_S / work_ns
+    return total
+
+
+def _shared_work_ns(
+    model: SimModel, model_index: int, slice_index: int, requests: np.ndarray, batch: int
+) -> float:
+    shared = model.preprocessing.shared
+    if shared is None or not model.preprocessing.uses_shared[model_index]:
+        return 0.0
+    item_ns = float(shared.item_ns[requests].mean()) * float(shared.slice_factor[slice_index])
+    return item_ns + float(shared.launch_ns[slice_index]) / batch
+
+
+def overload_warnings(loads: Sequence[StageLoad]) -> list[str]:
+    """What to tell the user about stages at or beyond their capacity; empty when there is a steady state.
+
+    Parameters
+    ----------
+    loads : sequence of StageLoad
+        As ``stage_loads`` returns them, the heaviest first.
+
+    Returns
+    -------
+    list of str
+    """
+    if not loads or loads[0].load < NEAR_SATURATION:
+        return []
+    worst = loads[0]
+    facts = f"{worst.stage}: {worst.offered_rps:,.0f} requests/s offered, {worst.capacity_rps:,.0f}/s capacity"
+    if worst.load < 1.0:
+        return [f"near saturation ({worst.load:.0%}): the tail depends on how long the run is. Bottleneck is {facts}"]
+    others = [s for s in loads[1:] if s.load >= 1.0]
+    also = "".join(f"; also {s.stage} ({s.capacity_rps:,.0f}/s)" for s in others)
+    return [
+        f"overloaded ({worst.load:.2f} x capacity): no steady state exists, queues and latencies grow with the run. "
+        f"Bottleneck is {facts}{also}"
+    ]

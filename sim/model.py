@@ -1,0 +1,308 @@
+"""What an engine runs on: the scenario and its trace reduced to integers, tables and indices. No events here.
+
+Both engines read this one structure, so anything that is rounded, looked up or decided before the run is decided
+here, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from accel.stations import Preprocessing, build_preprocessing
+from preba.balancing import BALANCER_CODES
+from preba.batchers import BatcherPlan, plan_batcher
+from preba.batching.state import BatcherState, make_state
+from preba.batching.triton_config import TritonBatcher
+from preba.errors import ScenarioError
+from preba.scenario.resolve import ResolvedModel, ResolvedScenario
+from preba.scenario.schema import SliceFails, SliceReturns
+from preba.trace import Trace
+from preba.units import ns_from_ms, ns_from_s, ns_from_us
+from sim.service import BACKEND_BLOCKING, BACKEND_CODES, BACKEND_EAGER, EAGER_EVENT_SETS
+
+Int64 = NDArray[np.int64]
+
+LENGTH_GRID_NS = 100_000_000
+"""Batches of audio are timed at the length of their longest input, rounded up to 0.1 s."""
+
+SLICE_FAILS = 0
+SLICE_RETURNS = 1
+
+
+@dataclass(frozen=True)
+class ModelTables:
+    """One model's execution times and how its backend frees the slice.
+
+    Attributes
+    ----------
+    execution_ns : int64[slice kind, length, batch + 1]
+        Profile times; batch 0 is unused.
+    slowdown_ppm : int
+        Parts per million slower with all other slices of the GPU busy.
+    backend : int
+        ``sim.service.BACKEND_*``.
+    consumed_permille : int
+        Share of the execution after which the input counts as consumed, in 1/1000; -1 if ``consumed_ns`` holds.
+    consumed_ns : int
+        Fixed time after which the input is consumed.
+    """
+
+    execution_ns: Int64
+    slowdown_ppm: int
+    backend: int
+    consumed_permille: int
+    consumed_ns: int
+
+
+@dataclass(frozen=True)
+class ServerModel:
+    """One batcher and the consumers behind it.
+
+    Attributes
+    ----------
+    model_index : int
+    plan : BatcherPlan
+    consumer_slice : tuple of int
+        Slice of each consumer.
+    consumer_rank, consumer_batch_max : tuple of int
+    credits : int
+        Batches a consumer may have in flight (1 for blocking backends).
+    """
+
+    model_index: int
+    plan: BatcherPlan
+    consumer_slice: tuple[int, ...]
+    consumer_rank: tuple[int, ...]
+    consumer_batch_max: tuple[int, ...]
+    credits: int
+
+    def new_state(self, capacity: int, *, as_arrays: bool = False) -> BatcherState:
+        """An empty batcher for ``capacity`` request slots."""
+        return make_state(
+            setting=self.plan.setting,
+            preferred=self.plan.preferred,
+            bucket_batch_max=self.plan.bucket_batch_max,
+            bucket_delay_ns=self.plan.bucket_delay_ns,
+            consumer_rank=self.consumer_rank,
+            consumer_batch_max=self.consumer_batch_max,
+            queue_count=self.plan.queue_count,
+            capacity=capacity,
+            out_capacity=max(self.plan.batch_max, 1),
+            as_arrays=as_arrays,
+        )
+
+
+@dataclass(frozen=True)
+class SimModel:
+    """A scenario ready to run.
+
+    Attributes
+    ----------
+    trace : Trace
+    preprocessing : Preprocessing
+    tables : tuple of ModelTables
+        Per model.
+    servers : tuple of ServerModel
+    model_servers : tuple of tuple of int
+        Per model: its servers; more than one are chosen among by the balancer.
+    balancer : int
+        ``preba.balancing`` code.
+    slice_kind, slice_gpu : tuple of int
+        Per slice: row of the execution table, and which GPU.
+    length_index, bucket : int64[n]
+        Per request: row of the length axis, and batching bucket.
+    slice_events : tuple of (at_ns, SLICE_FAILS | SLICE_RETURNS, slice)
+        In scenario order.
+    outstanding : tuple of int
+        Per model: requests kept outstanding by a closed loop; 0 = open loop.
+    refusal_backoff_ns : tuple of int
+    retry : bool
+        Whether requests of a lost slice are tried once more.
+    frontend_ns, turnaround_ns, response_ns : int
+        Overheads of the serving software.
+    """
+
+    trace: Trace
+    preprocessing: Preprocessing
+    tables: tuple[ModelTables, ...]
+    servers: tuple[ServerModel, ...]
+    model_servers: tuple[tuple[int, ...], ...]
+    balancer: int
+    slice_kind: tuple[int, ...]
+    slice_gpu: tuple[int, ...]
+    length_index: Int64
+    bucket: Int64
+    slice_events: tuple[tuple[int, int, int], ...]
+    outstanding: tuple[int, ...]
+    refusal_backoff_ns: tuple[int, ...]
+    retry: bool
+    frontend_ns: int
+    turnaround_ns: int
+    response_ns: int
+
+
+def build_model(resolved: ResolvedScenario, trace: Trace) -> SimModel:
+    """Reduces a resolved scenario and a trace to what an engine runs on.
+
+    Raises
+    ------
+    ScenarioError, ProfileRangeError
+        A batcher or an input goes beyond what a profile covers.
+    """
+    scenario = resolved.scenario
+    kinds = tuple(dict.fromkeys(unit.profile for unit in resolved.slices))
+    longest_ns = _longest_audio_ns(trace, len(scenario.models))
+    servers: list[ServerModel] = []
+    model_servers: list[tuple[int, ...]] = []
+    tables: list[ModelTables] = []
+    for model in resolved.models:
+        groups = (
+            [model.slice_indices]
+            if scenario.server.topology == "central"
+            else [(index,) for index in model.slice_indices]
+        )
+        first = len(servers)
+        servers.extend(_server(resolved, model, group, longest_ns[model.index]) for group in groups)
+        model_servers.append(tuple(range(first, len(servers))))
+        batch_max = max(server.plan.batch_max for server in servers[first:])
+        tables.append(_tables(resolved, model, kinds, trace, batch_max))
+    overheads = scenario.server.overheads
+    return SimModel(
+        trace=trace,
+        preprocessing=build_preprocessing(
+            scenario.preprocessing,
+            trace,
+            modalities=[model.profile.modality for model in resolved.models],
+            slices=resolved.slices,
+            folder=resolved.folder,
+        ),
+        tables=tuple(tables),
+        servers=tuple(servers),
+        model_servers=tuple(model_servers),
+        balancer=BALANCER_CODES[scenario.server.balancer],
+        slice_kind=tuple(kinds.index(unit.profile) for unit in resolved.slices),
+        slice_gpu=tuple(unit.gpu_index for unit in resolved.slices),
+        length_index=_length_index(resolved, trace),
+        bucket=_buckets(trace, servers, model_servers),
+        slice_events=_slice_events(resolved),
+        outstanding=tuple(count or 0 for count in trace.outstanding),
+        refusal_backoff_ns=tuple(trace.refusal_backoff_ns),
+        retry=scenario.server.on_slice_loss == "retry",
+        frontend_ns=ns_from_us(overheads.frontend_us),
+        turnaround_ns=ns_from_us(overheads.turnaround_us),
+        response_ns=ns_from_us(overheads.response_us),
+    )
+
+
+def _longest_audio_ns(trace: Trace, models: int) -> list[int]:
+    longest = [0] * models
+    for index in range(models):
+        lengths = trace.audio_ns[trace.model_index == index]
+        longest[index] = int(lengths.max()) if len(lengths) else 0
+    return longest
+
+
+def _server(
+    resolved: ResolvedScenario, model: ResolvedModel, group: Sequence[int], longest_ns: int
+) -> ServerModel:
+    config = model.config.batcher
+    where = f"models[{model.index}].batcher"
+    profiles = [resolved.slices[index].profile for index in group]
+    plan = plan_batcher(config, model.profile, profiles, length_max_ns=longest_ns, where=where)
+    backend = backend_of(model)
+    instances = config.instances_per_slice if isinstance(config, TritonBatcher) else 1
+    threads = instances if backend == BACKEND_BLOCKING else 1
+    credits_ = 1 if backend == BACKEND_BLOCKING else instances
+    if backend == BACKEND_EAGER:
+        credits_ *= EAGER_EVENT_SETS
+    order = list(range(len(group)))
+    if getattr(config, "slice_choice", "first") == "fastest":
+        order.sort(key=lambda position: (-resolved.slices[group[position]].gpcs, position))
+    rank_of = {position: rank for rank, position in enumerate(order)}
+    consumers = [position for _ in range(threads) for position in range(len(group))]
+    return ServerModel(
+        model_index=model.index,
+        plan=plan,
+        consumer_slice=tuple(group[position] for position in consumers),
+        consumer_rank=tuple(
+            rank_of[position] + turn * len(group)
+            for turn in range(threads)
+            for position in range(len(group))
+        ),
+        consumer_batch_max=tuple(model.profile.batch_max(profiles[position]) for position in consumers),
+        credits=credits_,
+    )
+
+
+def backend_of(model: ResolvedModel) -> int:
+    """The backend code of a model: its Triton configuration's, else its profile's."""
+    config = model.config.batcher
+    name = config.backend if isinstance(config, TritonBatcher) else model.profile.backend.kind
+    return BACKEND_CODES[name]
+
+
+def _tables(
+    resolved: ResolvedScenario, model: ResolvedModel, kinds: Sequence[str], trace: Trace, batch_max: int
+) -> ModelTables:
+    profile = model.profile
+    used = {resolved.slices[index].profile for index in model.slice_indices}
+    lengths_ns = trace.audio_ns[trace.model_index == model.index]
+    audio = profile.modality == "audio" and len(lengths_ns) > 0
+    rows = np.unique(-(-lengths_ns // LENGTH_GRID_NS)) if audio else np.zeros(1, dtype=np.int64)
+    longest_ns = int(lengths_ns.max()) if audio else 0
+    edges = [min(int(row) * LENGTH_GRID_NS, longest_ns) for row in rows] if audio else None
+    tables = np.zeros((len(kinds), int(rows.max()) + 1, batch_max + 1), dtype=np.int64)
+    for place, kind in enumerate(kinds):
+        if kind in used:
+            tables[place, rows] = profile.table_ns([kind], edges, batch_max, absent_ns=0)[0]
+    config = model.config.batcher
+    consumed_ns, permille = 0, round(profile.backend.input_consumed_fraction * 1000)
+    if isinstance(config, TritonBatcher) and config.input_consumed_ms is not None:
+        consumed_ns, permille = ns_from_ms(config.input_consumed_ms), -1
+    return ModelTables(
+        execution_ns=tables,
+        slowdown_ppm=profile.interference.fraction_ppm if profile.interference is not None else 0,
+        backend=backend_of(model),
+        consumed_permille=permille,
+        consumed_ns=consumed_ns,
+    )
+
+
+def _length_index(resolved: ResolvedScenario, trace: Trace) -> Int64:
+    audio = np.array([model.profile.modality == "audio" for model in resolved.models])
+    index = -(-trace.audio_ns // LENGTH_GRID_NS)
+    return np.where(audio[trace.model_index], index, 0).astype(np.int64)
+
+
+def _buckets(
+    trace: Trace, servers: Sequence[ServerModel], model_servers: Sequence[Sequence[int]]
+) -> Int64:
+    bucket = np.zeros(len(trace), dtype=np.int64)
+    for model_index, indices in enumerate(model_servers):
+        width_ns = servers[indices[0]].plan.bucket_width_ns
+        if width_ns > 0:
+            mine = trace.model_index == model_index
+            # [0, w) is bucket 0, [w, 2w) bucket 1: a length of exactly w belongs to the longer bucket.
+            last = len(servers[indices[0]].plan.bucket_batch_max) - 1
+            bucket[mine] = np.minimum(trace.audio_ns[mine] // width_ns, last)
+    return bucket
+
+
+def _slice_events(resolved: ResolvedScenario) -> tuple[tuple[int, int, int], ...]:
+    events: list[tuple[int, int, int]] = []
+    for position, event in enumerate(resolved.scenario.events):
+        if isinstance(event, SliceFails | SliceReturns):
+            if event.slice >= len(resolved.slices):
+                raise ScenarioError(
+                    f"scenario.events[{position}].slice: there is no slice {event.slice}; "
+                    f"the partition has slices 0..{len(resolved.slices) - 1}"
+                )
+            code = SLICE_FAILS if isinstance(event, SliceFails) else SLICE_RETURNS
+            events.append((ns_from_s(event.at_s), code, event.slice))
+    return tuple(events)
+
+
