@@ -145,9 +145,7 @@ class StationCapacity:
     requests_rps: float
 
 
-def station_capacity_rps(
-    preprocessing: Preprocessing, model_index: Int32 | Int64
-) -> tuple[StationCapacity, ...]:
+def station_capacity_rps(preprocessing: Preprocessing, model_index: Int32 | Int64) -> tuple[StationCapacity, ...]:
     """Analytic capacity of each station for the mean work of a trace: units over mean time taken per request.
 
     Parameters

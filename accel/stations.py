@@ -1,4 +1,4 @@
-"""From a preprocessing config and a trace to stations: which there are, who visits them, how long a visit takes.
+"""From a preprocessing config and a trace to stations: which there are, who visits them and how long.
 
 What a station is, is in accel.station (and importable from here); costs are looked up through
 preba.preprocessing; formulas are in accel.work. Nothing here queues or batches.
@@ -262,9 +262,7 @@ def _image_units(rates: DpuImageRates, inputs: _Inputs) -> Station:
 def _audio_units(rates: DpuAudioRates, design: str, inputs: _Inputs) -> list[Station]:
     """Mel, then normalise, which needs its whole input (PREBA Fig. 12c); or both in one unit (12b)."""
     seconds = work.audio_seconds(inputs.trace.audio_ns)
-    mel_us = inputs.by_modality(
-        None, work.linear_us(rates.mel_fixed_us.value, rates.mel_per_audio_s_us.value, seconds)
-    )
+    mel_us = inputs.by_modality(None, work.linear_us(rates.mel_fixed_us.value, rates.mel_per_audio_s_us.value, seconds))
     normalize_us = inputs.by_modality(
         None, work.linear_us(rates.normalize_fixed_us.value, rates.normalize_per_audio_s_us.value, seconds)
     )
@@ -306,9 +304,7 @@ def _slice_factor(costs: DaliCosts, modality: str, unit: SliceLike, hw_decoder_s
     return work.slice_audio_factor(gpcs=unit.gpcs)
 
 
-def _dali_slice(
-    config: DaliSlicePreprocessing, inputs: _Inputs, slices: Sequence[SliceLike]
-) -> list[Station]:
+def _dali_slice(config: DaliSlicePreprocessing, inputs: _Inputs, slices: Sequence[SliceLike]) -> list[Station]:
     """Slices of DALI's own, and the hop to the model's slice (MIG slices share no memory)."""
     costs = config.cost
     assert isinstance(costs, DaliCosts)  # noqa: S101 - inlined before
@@ -338,9 +334,7 @@ def _dali_slice(
     return [dali, _hop(costs.hop, inputs)]
 
 
-def _dali_shared(
-    config: DaliSharedPreprocessing, inputs: _Inputs, slices: Sequence[SliceLike]
-) -> SlicePreprocessing:
+def _dali_shared(config: DaliSharedPreprocessing, inputs: _Inputs, slices: Sequence[SliceLike]) -> SlicePreprocessing:
     """DALI in the model's slices; a slice without JPEG engines decodes on the SMs the model wants too."""
     costs = config.cost
     assert isinstance(costs, DaliCosts)  # noqa: S101 - inlined before

@@ -59,9 +59,7 @@ def audio_work_us(cost: AudioCost, audio_ns: Int64) -> Float64:
     return linear_us(cost.fixed_us.value, cost.per_audio_s_us.value, audio_seconds(audio_ns))
 
 
-def slice_image_factor(
-    cost: DaliImageCost, *, gpcs: int, jpeg_engines: int, hw_decoder_share: float
-) -> float:
+def slice_image_factor(cost: DaliImageCost, *, gpcs: int, jpeg_engines: int, hw_decoder_share: float) -> float:
     """Time of an image on a slice over its work on one GPC without a JPEG engine.
 
     The engines decode their share of the images while the SMs decode the others and resize, crop and

@@ -72,7 +72,8 @@ class PrebaBatching(StrictModel):
     merge_order: Literal["shorter_first", "longer_first"] = "shorter_first"
     timer: Literal["oldest_request", "last_emission"] = "oldest_request"
     emit_when_idle: bool = False
-    formed_queue: Literal["global", "per_slice"] = "global"
+    due_batch: Literal["stays_open", "frozen", "frozen_per_slice"] = "stays_open"
+    """What becomes of a full or due batch while every slice is busy."""
     queue_max: int = Field(default=0, ge=0)
     slice_choice: SliceChoice = "first"
 
@@ -80,6 +81,13 @@ class PrebaBatching(StrictModel):
 BatcherConfig = Annotated[
     NoBatching | FixedBatching | GreedyBatching | PrebaBatching | TritonBatcher, Field(discriminator="kind")
 ]
+
+
+DUE_BATCH_CODES = {
+    "stays_open": s.DUE_STAYS_OPEN,
+    "frozen": s.DUE_FROZEN,
+    "frozen_per_slice": s.DUE_FROZEN_PER_CONSUMER,
+}
 
 
 @dataclass(frozen=True)
@@ -96,8 +104,10 @@ class BatcherPlan:
     queue_count : int
     batch_max : int
         Largest batch this batcher can form, in units.
-    priority_levels : int
-        0 where the policy knows none.
+    policy : tuple of int
+        Triton's table of queue policies and rate limits; the default is that of a single plain queue.
+    keeps_order : bool
+        Whether answers leave in the order in which their requests were taken up (Triton's preserve_ordering).
     """
 
     setting: tuple[int, ...]
@@ -107,7 +117,8 @@ class BatcherPlan:
     bucket_width_ns: int
     queue_count: int
     batch_max: int
-    priority_levels: int = 0
+    policy: tuple[int, ...] = (0, 0, 0, 0)
+    keeps_order: bool = False
 
 
 def _settings(kind: int, values: dict[int, int]) -> tuple[int, ...]:
@@ -169,6 +180,7 @@ def plan_batcher(
         _check_batch(batch_max, profile_max, profile, kinds, where)
     common = {s.S_BATCH_MAX: batch_max, s.S_DELAY_NS: delay_ns, s.S_QUEUE_MAX: config.queue_max}
     common[s.S_CONSUMER_CHOICE] = _choice(config.slice_choice)
+    common[s.S_DUE_BATCH] = s.DUE_FROZEN
     return BatcherPlan(
         setting=_settings(s.KIND_LATE if late else s.KIND_BUCKET, common),
         preferred=(),
@@ -205,7 +217,8 @@ def _plan_triton(config: TritonBatcher, profile_max: int, where: str) -> Batcher
         bucket_width_ns=0,
         queue_count=settings.queue_count,
         batch_max=config.batch_max,
-        priority_levels=config.priority_levels,
+        policy=settings.policy,
+        keeps_order=config.preserve_ordering and not config.ordering_regression,
     )
 
 
@@ -238,7 +251,7 @@ def _plan_preba(
         s.S_MERGE_ORDER: s.MERGE_SHORTER_FIRST if config.merge_order == "shorter_first" else s.MERGE_LONGER_FIRST,
         s.S_TIMER: s.TIMER_OLDEST_REQUEST if config.timer == "oldest_request" else s.TIMER_LAST_EMISSION,
         s.S_EMIT_WHEN_IDLE: int(config.emit_when_idle),
-        s.S_FORMED_QUEUE: s.FORMED_GLOBAL if config.formed_queue == "global" else s.FORMED_PER_CONSUMER,
+        s.S_DUE_BATCH: DUE_BATCH_CODES[config.due_batch],
     }
     return BatcherPlan(
         setting=_settings(s.KIND_BUCKET, values),

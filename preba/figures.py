@@ -1,4 +1,4 @@
-"""A number with its provenance, and how a scenario replaces one. What numbers mean is said by their owners."""
+"""A number with its provenance, and how a scenario replaces one. What it means is said by its owner."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ class _WithProvenance(Provenance):
     @property
     def provenance(self) -> Provenance:
         """Where the value comes from, without the value."""
-        return Provenance(
-            kind=self.kind, source=self.source, where=self.where, date=self.date, notes=self.notes
-        )
+        return Provenance(kind=self.kind, source=self.source, where=self.where, date=self.date, notes=self.notes)
 
 
 class Figure(_WithProvenance):

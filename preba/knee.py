@@ -32,6 +32,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from preba.errors import ProfileError
+from preba.jitter_quantile import jitter_quantile
 from preba.profile import LatencyProfile
 
 __all__ = ["DEFAULT_GAIN", "TAIL", "Knee", "doubling_grid", "find_knee", "knee", "knees_by_length"]
@@ -141,7 +142,7 @@ def knee(
         limit = min(limit, batch_limit)
     curve = {batch: profile.latency_ns(slice_key, batch, length_ns) for batch in doubling_grid(limit)}
     batch = find_knee(curve, gain=gain)
-    return Knee(batch=batch, latency_ns=round(curve[batch] * profile.jitter.quantile(TAIL)))
+    return Knee(batch=batch, latency_ns=round(curve[batch] * jitter_quantile(profile.jitter, TAIL)))
 
 
 def knees_by_length(

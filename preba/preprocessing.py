@@ -29,6 +29,7 @@ from preba.strict import Provenance, StrictModel
 from preba.strictfile import find_config, read_yaml, validate
 
 __all__ = [
+    "AnyPreprocessing",
     "CpuCosts",
     "CpuPreprocessing",
     "DaliCosts",
@@ -37,7 +38,6 @@ __all__ = [
     "DpuPreprocessing",
     "DpuRates",
     "NoPreprocessing",
-    "AnyPreprocessing",
     "PreprocessingConfig",
     "accelerator_count",
     "cost_provenance",
@@ -87,7 +87,7 @@ class DaliSlicePreprocessing(StrictModel):
     batch_max: PositiveInt = 32
     cost: str | DaliCosts = "dali-a100"
     hw_decoder_share: Annotated[float, Field(ge=0, le=1)] = 0.65
-    """Share of the images sent to JPEG engines, if the slice has any (DALI's ``hw_decoder_load`` and default)."""
+    """Share of the images sent to JPEG engines, if the slice has any (DALI's hw_decoder_load and default)."""
     launch_us: NonNegativeFloat | None = None
     image: DaliImageOverride = DaliImageOverride()
     audio: AudioCostOverride = AudioCostOverride()
@@ -113,7 +113,7 @@ class DaliSharedPreprocessing(StrictModel):
     audio: AudioCostOverride = AudioCostOverride()
 
 
-CostsT = TypeVar("CostsT", CpuCosts, DpuRates, DaliCosts)
+CostsT = TypeVar("CostsT", bound=CpuCosts | DpuRates | DaliCosts)
 AnyPreprocessing = (
     NoPreprocessing | CpuPreprocessing | DpuPreprocessing | DaliSlicePreprocessing | DaliSharedPreprocessing
 )
@@ -221,9 +221,7 @@ def cost_provenance(config: AnyPreprocessing) -> tuple[tuple[str, Provenance], .
         found.append(_option("usable_fraction", config, "PREBA, arXiv 2411.19114, Fig. 9 (near 90 %)"))
     elif isinstance(config, DpuPreprocessing) and isinstance(config.rates, DpuRates):
         found += figures_of(config.rates, f"preprocessing rates {config.rates.name}")
-    elif isinstance(config, DaliSlicePreprocessing | DaliSharedPreprocessing) and isinstance(
-        config.cost, DaliCosts
-    ):
+    elif isinstance(config, DaliSlicePreprocessing | DaliSharedPreprocessing) and isinstance(config.cost, DaliCosts):
         found += figures_of(config.cost, f"preprocessing costs {config.cost.name}")
         found.append(_option("hw_decoder_share", config, "DALI documentation: default of hw_decoder_load"))
         if isinstance(config, DaliSharedPreprocessing):

@@ -1,7 +1,7 @@
 """What preprocessing costs: the profiles in configs/preprocessing, and the plain numbers that replace theirs.
 
-Throughout, 100 kB are 100,000 bytes, and costs are microseconds of one core, one unit or one GPC. Which profile a
-scenario uses is in preba.preprocessing; formulas over a trace are in accel.work.
+Throughout, 100 kB are 100,000 bytes, and costs are microseconds of one core, one unit or one GPC. Which
+profile a scenario uses is in preba.preprocessing; formulas over a trace are in accel.work.
 """
 
 from __future__ import annotations
@@ -165,8 +165,8 @@ class DpuImageOptions(StrictModel):
 class DpuAudioOptions(StrictModel):
     """The audio design, and numbers that replace those of the rates file.
 
-    ``two_types``: both unit types in tandem. ``one_type``: ``mel_units`` units that do both steps and are held
-    for the whole request, the stall of PREBA's Fig. 12b.
+    ``two_types``: both unit types in tandem. ``one_type``: ``mel_units`` units that do both steps, each held
+    for a whole request, the stall of PREBA's Fig. 12b.
     """
 
     design: Literal["two_types", "one_type"] = "two_types"
@@ -180,7 +180,5 @@ class DpuAudioOptions(StrictModel):
     @model_validator(mode="after")
     def _units(self) -> DpuAudioOptions:
         if self.design == "one_type" and self.normalize_units is not None:
-            raise ValueError(
-                "normalize_units: means nothing with design one_type; mel_units counts the units"
-            )
+            raise ValueError("normalize_units: means nothing with design one_type; mel_units counts the units")
         return self

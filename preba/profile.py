@@ -16,11 +16,11 @@ from pydantic import Field, model_validator
 
 from preba.data import config_folder
 from preba.errors import ProfileError, ProfileRangeError
+from preba.jitter import JitterConfig, NoJitter
 from preba.profile_parts import (
     Backend,
     ClosedForm,
     Interference,
-    Jitter,
     LengthTable,
     Memory,
     Scaling,
@@ -62,7 +62,7 @@ class LatencyProfile(StrictModel):
     table_by_length_s: LengthTable | None = None
     closed_form: ClosedForm | None = None
     scaling: Scaling | None = None
-    jitter: Jitter = Jitter()
+    jitter: JitterConfig = NoJitter(kind="none")
     interference: Interference | None = None
     backend: Backend = Backend()
     memory: Memory | None = None

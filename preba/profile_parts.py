@@ -1,14 +1,12 @@
-"""The parts a latency profile is written in: tables, the closed form, jitter, interference, backend, memory.
+"""The parts a latency profile is written in: tables, the closed form, interference, backend, memory.
 
 Only their shape and what makes each one consistent lives here; `preba.profile` turns them into times.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
-from statistics import NormalDist
 from typing import Annotated, Literal, Self, TypeAlias, TypeVar
 
 import numpy as np
@@ -21,7 +19,6 @@ __all__ = [
     "Backend",
     "ClosedForm",
     "Interference",
-    "Jitter",
     "LengthTable",
     "Memory",
     "Scaling",
@@ -67,39 +64,6 @@ def gpcs_of(slice_key: str) -> int | None:
     """
     match = _KEY_PATTERN.match(slice_key)
     return int(match.group(1)) if match and match.group(1) else None
-
-
-class Jitter(StrictModel):
-    """Random factor on a batch's execution time, mean one: ``none`` or ``lognormal`` with a given CV."""
-
-    kind: Literal["none", "lognormal"] = "none"
-    cv: Annotated[float, Field(ge=0, le=2)] = 0.0
-
-    @model_validator(mode="after")
-    def _kind_and_cv_agree(self) -> Self:
-        if self.kind == "none" and self.cv != 0:
-            raise ValueError(f"cv: kind none has no spread, got {self.cv}; write kind: lognormal")
-        if self.kind == "lognormal" and self.cv == 0:
-            raise ValueError("cv: lognormal jitter needs a coefficient of variation > 0")
-        return self
-
-    @property
-    def _sigma(self) -> float:
-        return math.sqrt(math.log1p(self.cv * self.cv))
-
-    def quantile(self, probability: float) -> float:
-        """Return the factor not exceeded with the given probability (0 < probability < 1)."""
-        if self.kind == "none":
-            return 1.0
-        sigma = self._sigma
-        return math.exp(sigma * NormalDist().inv_cdf(probability) - 0.5 * sigma * sigma)
-
-    def draw(self, rng: np.random.Generator, count: int) -> NDArray[np.float64]:
-        """Draw `count` factors of mean one; ``none`` draws nothing from the generator."""
-        if self.kind == "none":
-            return np.ones(count)
-        sigma = self._sigma
-        return np.exp(sigma * rng.standard_normal(count) - 0.5 * sigma * sigma)
 
 
 class Interference(StrictModel):

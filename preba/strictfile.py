@@ -6,8 +6,9 @@ What the keys mean belongs to the pydantic models that callers pass in; nothing 
 from __future__ import annotations
 
 import json
+import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -92,6 +93,8 @@ def validate(
     origin: str,
     lines: Lines | None = None,
     error: type[PrebaError] = FormatError,
+    root: str = "",
+    context: Mapping[str, Any] | None = None,
 ) -> ModelT:
     """Turn plain data into a strict model, or raise one error that says what to mend.
 
@@ -107,6 +110,10 @@ def validate(
         From `read_yaml`; adds the line number.
     error : type of PrebaError
         What to raise. All complaints are listed, the first on the first line.
+    root : str, optional
+        What every field path starts with ("scenario").
+    context : mapping, optional
+        Handed to the validators of `model`.
 
     Returns
     -------
@@ -114,12 +121,12 @@ def validate(
         A frozen instance of `model`.
     """
     try:
-        return model.model_validate_json(json.dumps(data, default=_refuse))
+        return model.model_validate_json(json.dumps(data, default=_refuse), context=context)
     except TypeError as problem:
         raise error(f"{problem} ({origin})") from problem
     except ValidationError as problem:
         complaints = [
-            _complaint(model, dict(item), origin=origin, lines=lines)
+            _complaint(model, dict(item), origin=origin, lines=lines, root=root)
             for item in problem.errors(include_url=False)
         ]
         raise error("\n".join(dict.fromkeys(complaints))) from problem
@@ -129,46 +136,109 @@ def _refuse(value: object) -> object:
     raise TypeError(f"{value!r}: a {type(value).__name__} is not accepted; write plain text or numbers")
 
 
-def _complaint(model: type[BaseModel], item: dict[str, Any], *, origin: str, lines: Lines | None) -> str:
+def _complaint(
+    model: type[BaseModel], item: dict[str, Any], *, origin: str, lines: Lines | None, root: str
+) -> str:
     """Phrase one pydantic complaint as ``field: what is wrong (file:line)``."""
-    location = tuple(str(part) for part in item["loc"] if part != "[key]")
-    if item["type"] == "extra_forbidden":
-        text = f"unknown key{nearest(location[-1], _field_names(model, location[:-1]))}"
-    elif item["type"] == "missing":
+    location, known = _user_path(model, item["loc"])
+    kind, value = item["type"], item["input"]
+    if kind == "extra_forbidden":
+        text = f"unknown key{nearest(str(location[-1]), known)}"
+    elif kind == "missing":
         text = "missing"
-    elif item["type"] == "value_error":
+    elif kind == "union_tag_invalid":
+        context = item.get("ctx", {})
+        tags = [tag.strip().strip("'") for tag in str(context.get("expected_tags", "")).split(",")]
+        location, text = (*location, "kind"), f"{context.get('tag')!r} is not known{nearest(str(context.get('tag')), tags)}"
+    elif kind == "union_tag_not_found":
+        location, text = (*location, "kind"), "missing"
+    elif kind == "value_error":
         text = str(item["ctx"]["error"])
         # A validator that compares fields names the one at fault itself: "cv: must be ...".
         inner, colon, rest = text.partition(": ")
         if colon and inner.replace(".", "").replace("_", "").isalnum():
             location, text = (*location, *inner.split(".")), rest
     else:
-        text = f"{item['msg']}, got {item['input']!r}"
-    known = lines or {}
-    line = next((known[location[:n]] for n in range(len(location), -1, -1) if location[:n] in known), None)
+        message = item["msg"].removeprefix("Input ")
+        text = message if isinstance(value, dict | list) else f"{message}, got {value!r}"
+    found = lines or {}
+    keys = tuple(map(str, location))
+    line = next((found[keys[:n]] for n in range(len(keys), -1, -1) if keys[:n] in found), None)
     where = f"{origin}:{line}" if line is not None else origin
-    return f"{'.'.join(location) or '(top level)'}: {text} ({where})"
+    return f"{_shown(location, root) or '(top level)'}: {text} ({where})"
 
 
-def _field_names(model: type[BaseModel], location: tuple[str, ...]) -> list[str]:
-    """List the keys accepted at one place of a model tree."""
-    models: list[type[BaseModel]] = [model]
-    for part in location:
-        inner: list[type[BaseModel]] = []
-        for each in models:
-            if part in each.model_fields:
-                inner += _models_in(each.model_fields[part].annotation)
-        models = inner or models
-    return sorted({name for each in models for name in each.model_fields})
+def _shown(location: Sequence[str | int], root: str) -> str:
+    """Write a field path as ``models[0].batcher.kind``."""
+    text = root
+    for step in location:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+    return text
 
 
-def _models_in(annotation: object) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    found: list[type[BaseModel]] = []
-    for inner in typing.get_args(annotation):
-        found += _models_in(inner)
-    return found
+def _user_path(model: type[BaseModel], location: Sequence[str | int]) -> tuple[tuple[str | int, ...], list[str]]:
+    """Drop from a pydantic location what is no step of the user's file (tags and branches of unions).
+
+    Returns the path and the keys that would have been accepted at its last step.
+    """
+    here: list[Any] = [model]
+    path: list[str | int] = []
+    known: list[str] = []
+    for step in location:
+        if step == "[key]":
+            continue
+        chosen = [each for each in here if _answers_to(each, step)]
+        if chosen and not any(str(step) in _fields_of(each) for each in here):
+            here = chosen
+            continue
+        if any(_is_branch_name(each, step) for each in here):
+            continue
+        path.append(step)
+        models = [each for each in here if isinstance(each, type) and issubclass(each, BaseModel)]
+        known = sorted({name for each in models for name in each.model_fields})
+        inner: list[Any] = []
+        for each in here:
+            if str(step) in _fields_of(each):
+                inner += _alternatives(each.model_fields[str(step)].annotation)
+            else:
+                inner += [found for argument in typing.get_args(each)[-1:] for found in _alternatives(argument)]
+                if typing.get_origin(each) is tuple:
+                    inner += [found for found in _alternatives(typing.get_args(each)[0])]
+        here = inner
+    return tuple(path), known
+
+
+def _fields_of(kind: object) -> Mapping[str, Any]:
+    return kind.model_fields if isinstance(kind, type) and issubclass(kind, BaseModel) else {}
+
+
+def _alternatives(annotation: object) -> list[Any]:
+    """The plain types a value may have: unions and annotations taken apart."""
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return _alternatives(typing.get_args(annotation)[0])
+    if origin in (types.UnionType, typing.Union):
+        return [found for argument in typing.get_args(annotation) for found in _alternatives(argument)]
+    return [annotation]
+
+
+def _answers_to(kind: object, step: str | int) -> bool:
+    """Whether a pydantic location step names this model: its union tag, or its class in a plain union."""
+    if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+        return False
+    tag = kind.model_fields.get("kind")
+    return step == kind.__name__ or (tag is not None and step in typing.get_args(tag.annotation))
+
+
+def _is_branch_name(kind: object, step: str | int) -> bool:
+    """Whether a step only says which branch of a plain union pydantic tried ("str", "dict[str,int]")."""
+    if isinstance(kind, type):
+        return step == kind.__name__
+    origin = typing.get_origin(kind)
+    if origin is typing.Literal:
+        return isinstance(step, str) and step.startswith("literal[")
+    name = getattr(origin, "__name__", None)
+    return name is not None and isinstance(step, str) and step.startswith(f"{name}[")
 
 
 def find_config(name_or_path: str | Path, folder: Path, *, what: str) -> Path:

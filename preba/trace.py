@@ -117,8 +117,8 @@ def draw_trace(
     With a duration, each model's requests are all that arrive within it. With a number of requests, that is
     the number over all models: the first so many of all open-loop arrivals; where some models are closed
     loops, each of the two groups gets the part of the requests that it has of the models, and closed loops
-    share theirs in proportion to their clients. A model added behind the others, or a longer horizon, changes no
-    request's values: at most it moves where the trace ends.
+    share theirs in proportion to their clients. A model added behind the others, or a longer horizon,
+    changes no request's values: at most it moves where the trace ends.
 
     Parameters
     ----------
@@ -160,7 +160,7 @@ def _scheduled(
     closed = [isinstance(spec.arrivals, ClosedLoopArrivals) for spec in specs]
     for change in rate_changes:
         if change.model_index is not None and not 0 <= change.model_index < len(specs):
-            raise TraceError(f"rate change: model_index must be < {len(specs)}, got {change.model_index}")
+            raise TraceError(f"rate change.model_index: must be < {len(specs)}, got {change.model_index}")
         if all(closed) if change.model_index is None else closed[change.model_index]:
             raise TraceError(
                 "rate change: a closed loop has no rate to change; use an open-loop kind of arrivals"

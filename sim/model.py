@@ -90,6 +90,7 @@ class ServerModel:
             consumer_rank=self.consumer_rank,
             consumer_batch_max=self.consumer_batch_max,
             queue_count=self.plan.queue_count,
+            policy=self.plan.policy,
             capacity=capacity,
             out_capacity=max(self.plan.batch_max, 1),
             as_arrays=as_arrays,

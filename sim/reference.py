@@ -157,6 +157,8 @@ class ReferenceEngine:
         model = self.model
         self.states = [server.new_state(self.total) for server in model.servers]
         self.server_of = [NONE] * self.total
+        self.answer_line = [deque[int]() for _ in model.servers]
+        self.answered: set[int] = set()
         self.armed_ns = [NEVER] * len(model.servers)
         self.credits = [[server.credits] * len(server.consumer_slice) for server in model.servers]
         self.balancer_up = [[1] * len(servers) for servers in model.model_servers]
@@ -382,6 +384,8 @@ class ReferenceEngine:
         batch.epoch = self.slice_epoch[slice_index]
         self.batch_count += 1
         self.in_flight[slice_index].append(batch)
+        if model.servers[server].plan.keeps_order:
+            self.answer_line[server].extend(requests)
         columns = self.columns
         for request in requests:
             columns["dispatched_ns"][request] = formed_ns
@@ -446,7 +450,19 @@ class ReferenceEngine:
         if batch.lost:
             return
         self.in_flight[batch.slice_index].remove(batch)
-        for request in batch.requests:
+        if not self.model.servers[batch.server].plan.keeps_order:
+            for request in batch.requests:
+                self._finish(request, SERVED)
+            return
+        self.answered.update(batch.requests)
+        self._release_answers(batch.server)
+
+    def _release_answers(self, server: int) -> None:
+        """Sends the answers that no earlier request of an order-keeping server holds back."""
+        line = self.answer_line[server]
+        while line and line[0] in self.answered:
+            request = line.popleft()
+            self.answered.discard(request)
             self._finish(request, SERVED)
 
     def _finish(self, request: int, outcome: int) -> None:
@@ -504,6 +520,10 @@ class ReferenceEngine:
                 homeless += self._empty(server)
         for batch in lost:
             batch.lost = True
+            if self.model.servers[batch.server].plan.keeps_order:
+                gone = set(batch.requests)
+                line = self.answer_line[batch.server]
+                self.answer_line[batch.server] = deque(r for r in line if r not in gone)
             for request in batch.requests:
                 self._reset(request)
                 if self.model.retry and self.columns["attempts"][request] < 2:
@@ -514,6 +534,7 @@ class ReferenceEngine:
         for request in homeless:
             self._offer(request)
         for server in sorted({server for server, _ in touched}):
+            self._release_answers(server)
             self._pump(server)
 
     def _empty(self, server: int) -> list[int]:

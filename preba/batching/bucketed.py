@@ -1,4 +1,4 @@
-"""Batchers that form the batch when it is full or due and then let it wait: ``preba`` and ``fixed`` (when due).
+"""Batchers that wait for a full bucket or a due request, whatever the slices do: ``preba`` and ``fixed`` (when due).
 
 PREBA's dynamic batching (arXiv 2411.19114, section 4.3): one queue per length bucket; a queue that reaches its
 bucket's Batch_max leaves as a batch; a queue whose timer runs out leaves as it is, topped up from adjacent buckets
@@ -7,12 +7,14 @@ as long as the batch stays within the Batch_max of the longest input in it. With
 
 What the paper leaves open, and how it is decided here:
 
+* What becomes of a full or due batch while every slice is busy. ``DUE_STAYS_OPEN``: it is formed only when a slice
+  takes it, the queue with the oldest request first, so it goes on filling. ``DUE_FROZEN``: it is formed at once and
+  waits in one line for the next idle slice; ``DUE_FROZEN_PER_CONSUMER``: in the line of the slice with the fewest
+  unfinished batches. With many buckets frozen batches are tiny, and a server well below its capacity collapses.
 * The timer belongs to the oldest request of each queue (``TIMER_OLDEST_REQUEST``); ``TIMER_LAST_EMISSION`` restarts
   it at each emission of that queue instead.
-* Merging visits distance 1, 2, .. up to ``S_MERGE_REACH`` (1 = adjacent only); at each distance the shorter
-  neighbour first (it costs padding but never lowers Batch_max), or the longer one first.
-* A formed batch is frozen and waits in one global line for the next idle consumer; ``FORMED_PER_CONSUMER`` assigns
-  it when formed to the consumer with the fewest unfinished batches.
+* Merging visits distance 1, 2, .. up to ``S_MERGE_REACH``; at each distance the shorter neighbour first (it costs
+  padding but never lowers Batch_max), or the longer one first.
 * An idle consumer does not pull a batch early unless ``S_EMIT_WHEN_IDLE`` is set.
 * Requests queue in the order in which preprocessing finishes.
 """
@@ -30,13 +32,14 @@ from preba.batching.queues import (
     queue_push,
 )
 from preba.batching.state import (
-    FORMED_PER_CONSUMER,
+    DUE_FROZEN_PER_CONSUMER,
+    DUE_STAYS_OPEN,
     MERGE_SHORTER_FIRST,
     NEVER,
     NONE,
     REFUSED_QUEUE_FULL,
     S_EMIT_WHEN_IDLE,
-    S_FORMED_QUEUE,
+    S_DUE_BATCH,
     S_MERGE_ORDER,
     S_MERGE_REACH,
     S_QUEUE_MAX,
@@ -51,27 +54,29 @@ from preba.batching.state import (
 
 
 def bucket_enqueue(state: BatcherState, now_ns: int, request: int) -> int:
-    """Takes a request into its bucket's queue, or returns ``REFUSED_QUEUE_FULL``; a full bucket leaves at once."""
+    """Takes a request into its bucket's queue, or returns ``REFUSED_QUEUE_FULL``; a full bucket may freeze at once."""
     if state.setting[S_QUEUE_MAX] > 0 and state.scalar[V_WAITING] >= state.setting[S_QUEUE_MAX]:
         return REFUSED_QUEUE_FULL
     state.request_enqueued_ns[request] = now_ns
     bucket = state.request_bucket[request]
     queue_push(state, bucket, request)
-    if state.queue_units[bucket] >= state.bucket_batch_max[bucket]:
-        bucket_emit(state, now_ns, bucket, 0)
+    if state.setting[S_DUE_BATCH] != DUE_STAYS_OPEN and state.queue_units[bucket] >= state.bucket_batch_max[bucket]:
+        bucket_line_up(state, bucket_emit(state, now_ns, bucket, 0))
     return SERVED
 
 
 def bucket_advance(state: BatcherState, now_ns: int) -> None:
-    """Emits every queue whose timer has run out, the one that ran out first first."""
+    """Freezes every queue whose timer has run out, the one that ran out first first."""
+    if state.setting[S_DUE_BATCH] == DUE_STAYS_OPEN:
+        return
     while True:
         bucket = bucket_next_due(state)
         if bucket == NONE or bucket_deadline_ns(state, bucket) > now_ns:
             break
-        bucket_emit(state, now_ns, bucket, state.setting[S_MERGE_REACH])
+        bucket_line_up(state, bucket_emit(state, now_ns, bucket, state.setting[S_MERGE_REACH]))
     if state.setting[S_EMIT_WHEN_IDLE] == 1:
         while state.scalar[V_IDLE] > state.scalar[V_FORMED] and state.scalar[V_WAITING] > 0:
-            bucket_emit(state, now_ns, bucket_oldest(state), state.setting[S_MERGE_REACH])
+            bucket_line_up(state, bucket_emit(state, now_ns, bucket_oldest(state), state.setting[S_MERGE_REACH]))
 
 
 def bucket_deadline_ns(state: BatcherState, bucket: int) -> int:
@@ -120,8 +125,8 @@ def bucket_fill(state: BatcherState, payload: int, bucket: int, limit: int) -> N
         payload_add(state, payload, queue_pop(state, bucket))
 
 
-def bucket_emit(state: BatcherState, now_ns: int, bucket: int, reach: int) -> None:
-    """Forms one batch from a queue that is not empty, merging from neighbours within ``reach``."""
+def bucket_emit(state: BatcherState, now_ns: int, bucket: int, reach: int) -> int:
+    """Forms one batch from a queue that is not empty, merging from neighbours within ``reach``; returns it."""
     limit = state.bucket_batch_max[bucket]
     payload = payload_open(state, queue_pop(state, bucket))
     bucket_fill(state, payload, bucket, limit)
@@ -145,8 +150,13 @@ def bucket_emit(state: BatcherState, now_ns: int, bucket: int, reach: int) -> No
                 limit = merged_limit
     state.payload_formed_ns[payload] = now_ns
     state.bucket_emitted_ns[bucket] = now_ns
+    return payload
+
+
+def bucket_line_up(state: BatcherState, payload: int) -> None:
+    """Puts a frozen batch in line for any consumer, or for the one with the fewest unfinished batches."""
     line = 0
-    if state.setting[S_FORMED_QUEUE] == FORMED_PER_CONSUMER:
+    if state.setting[S_DUE_BATCH] == DUE_FROZEN_PER_CONSUMER:
         consumer = bucket_least_loaded(state)
         if consumer != NONE:
             line = 1 + consumer
@@ -170,13 +180,42 @@ def bucket_least_loaded(state: BatcherState) -> int:
     return best
 
 
+def bucket_ready(state: BatcherState, now_ns: int) -> int:
+    """Of the queues that are full or due, the one with the oldest request (lowest bucket on a tie), or ``NONE``."""
+    best = NONE
+    best_ns = 0
+    for bucket in range(len(state.bucket_batch_max)):
+        head = state.queue_head[bucket]
+        if head == NONE:
+            continue
+        ready = (
+            state.setting[S_EMIT_WHEN_IDLE] == 1
+            or state.queue_units[bucket] >= state.bucket_batch_max[bucket]
+            or bucket_deadline_ns(state, bucket) <= now_ns
+        )
+        if ready and (best == NONE or state.request_enqueued_ns[head] < best_ns):
+            best = bucket
+            best_ns = state.request_enqueued_ns[head]
+    return best
+
+
 def bucket_take_batch(state: BatcherState, now_ns: int) -> int:
-    """Hands out the oldest formed batch that an idle consumer may take; returns the consumer or ``NONE``."""
+    """Hands out the next batch that an idle consumer may take; returns the consumer or ``NONE``."""
+    if state.scalar[V_IDLE] == 0:
+        return NONE
+    if state.setting[S_DUE_BATCH] == DUE_STAYS_OPEN:
+        bucket = bucket_ready(state, now_ns)
+        if bucket == NONE:
+            return NONE
+        payload = bucket_emit(state, now_ns, bucket, state.setting[S_MERGE_REACH])
+        consumer = best_idle_consumer(state)
+        hand_out(state, consumer, payload, now_ns)
+        return consumer
     if state.setting[S_EMIT_WHEN_IDLE] == 1:
         bucket_advance(state, now_ns)
-    if state.scalar[V_FORMED] == 0 or state.scalar[V_IDLE] == 0:
+    if state.scalar[V_FORMED] == 0:
         return NONE
-    if state.setting[S_FORMED_QUEUE] == FORMED_PER_CONSUMER:
+    if state.setting[S_DUE_BATCH] == DUE_FROZEN_PER_CONSUMER:
         for consumer in range(len(state.consumer_idle)):
             if state.consumer_idle[consumer] == 1 and state.formed_head[1 + consumer] != NONE:
                 payload = formed_pop(state, 1 + consumer)
@@ -192,7 +231,7 @@ def bucket_take_batch(state: BatcherState, now_ns: int) -> int:
 
 def bucket_consumer_finished(state: BatcherState, consumer: int) -> None:
     """Notes that a consumer has finished a batch that was assigned to it when formed."""
-    if state.setting[S_FORMED_QUEUE] == FORMED_PER_CONSUMER and state.consumer_load[consumer] > 0:
+    if state.setting[S_DUE_BATCH] == DUE_FROZEN_PER_CONSUMER and state.consumer_load[consumer] > 0:
         state.consumer_load[consumer] -= 1
 
 
@@ -204,7 +243,9 @@ def bucket_consumer_lost(state: BatcherState, consumer: int) -> None:
 
 
 def bucket_due_ns(state: BatcherState) -> int:
-    """When the next queue's timer runs out."""
+    """When the next queue's timer runs out; an open batch needs an idle consumer besides."""
+    if state.setting[S_DUE_BATCH] == DUE_STAYS_OPEN and state.scalar[V_IDLE] == 0:
+        return NEVER
     bucket = bucket_next_due(state)
     if bucket == NONE:
         return NEVER

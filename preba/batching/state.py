@@ -48,7 +48,7 @@ S_MERGE_REACH = 5  # buckets, preba
 S_MERGE_ORDER = 6  # MERGE_*
 S_TIMER = 7  # TIMER_*
 S_EMIT_WHEN_IDLE = 8  # 0 or 1
-S_FORMED_QUEUE = 9  # FORMED_*
+S_DUE_BATCH = 9  # DUE_*
 S_POLICY_FIRST = 10  # settings from here on belong to one policy (Triton's: see triton_layout.py)
 S_RESOURCES = 10  # Triton's rate limiter: kinds of resources
 SETTING_COUNT = 48
@@ -59,8 +59,9 @@ MERGE_SHORTER_FIRST = 0
 MERGE_LONGER_FIRST = 1
 TIMER_OLDEST_REQUEST = 0
 TIMER_LAST_EMISSION = 1
-FORMED_GLOBAL = 0
-FORMED_PER_CONSUMER = 1
+DUE_STAYS_OPEN = 0
+DUE_FROZEN = 1
+DUE_FROZEN_PER_CONSUMER = 2
 
 # Mutable scalars: indices into ``BatcherState.scalar``.
 V_WAITING = 0  # requests in queues
@@ -70,7 +71,11 @@ V_FORMED = 3  # payloads formed and waiting for a consumer
 V_REFUSED_HEAD = 4
 V_REFUSED_TAIL = 5
 V_CONSUMERS_UP = 6
-V_POLICY_FIRST = 8  # scalars from here on belong to one policy
+V_POLICY_FIRST = 8  # scalars from here on belong to one policy (Triton's: see triton_layout.py)
+V_CURRENT = 8  # Triton: payload that may still grow, NONE while it is empty
+V_DEFERRED_HEAD = 9  # Triton's rate limiter: payloads without an instance
+V_DEFERRED_TAIL = 10
+V_DUE_NS = 11  # Triton: end of the batcher's sleep when not blocked
 SCALAR_COUNT = 48
 
 # What `take_batch` hands out: indices into ``BatcherState.out``.
@@ -192,6 +197,10 @@ def make_state(
     scalar = full(SCALAR_COUNT)
     scalar[V_REFUSED_HEAD] = NONE
     scalar[V_REFUSED_TAIL] = NONE
+    scalar[V_CURRENT] = NONE
+    scalar[V_DEFERRED_HEAD] = NONE
+    scalar[V_DEFERRED_TAIL] = NONE
+    scalar[V_DUE_NS] = NEVER
     return BatcherState(
         setting=filled(setting, SETTING_COUNT),
         scalar=scalar,

@@ -1,42 +1,308 @@
-"""Triton's dynamic batcher (being built: this version takes all that waits when a consumer is idle)."""
+"""Triton's dynamic batcher: what each event does to it. Scanning, payload queues and rate limits have own files.
+
+The server runs one batcher thread per model and one backend thread per consumer. Here both take no time: an event
+leaves the batcher *notified*; ``triton_take_batch`` first lets idle consumers take what waits (a thread that
+finishes a batch is back at the queue before the batcher wakes up) and then runs the batcher until it sleeps.
+
+Read in triton-inference-server/core at 73aad7c (9 June 2026) and written anew: ``dynamic_batch_scheduler.cc``,
+``scheduler_utils.cc``, ``payload.cc``, ``instance_queue.cc``, ``rate_limiter.cc``. Where this differs from the
+source: requests cannot be cancelled; every thread wakes at once, except where a lost wake-up is asked for; a batcher
+that the source lets spin on a request of another shape sleeps until the next event.
+"""
 
 from __future__ import annotations
 
-from preba.batching.late import late_due_ns, late_enqueue, late_take_batch
-from preba.batching.queues import queue_pop
-from preba.batching.state import NONE, BatcherState
+from preba.batching.queues import payload_add, payload_open, queue_pop, queue_push, refuse
+from preba.batching.state import (
+    NEVER,
+    NONE,
+    REFUSED_QUEUE_FULL,
+    REFUSED_TIMEOUT,
+    SERVED,
+    V_CURRENT,
+    V_DUE_NS,
+    V_WAITING,
+    BatcherState,
+)
+from preba.batching.triton_layout import (
+    P_DELAY_ACTION,
+    P_OVERRIDE,
+    P_QUEUE_MAX,
+    P_TIMEOUT_NS,
+    PAYLOAD_CLOSED,
+    POLICY_ROW,
+    S_DEFAULT_LEVEL,
+    S_DYNAMIC,
+    S_EQUAL_SHAPE,
+    S_LEVELS,
+    S_LOST_WAKE_PERMILLE,
+    S_LOST_WAKE_SEED,
+    S_PREFETCH,
+    S_RATE_LIMITED,
+    S_SWEEP,
+    SWEEP_NS,
+    V_ASKING,
+    V_BLOCKED,
+    V_CLOSED,
+    V_CURSOR_COUNT,
+    V_CURSOR_DELAYED,
+    V_CURSOR_LEVEL,
+    V_CURSOR_UNITS,
+    V_CURSOR_VALID,
+    V_DEADLINES,
+    V_MISSED,
+    V_NEXT_PREFERRED,
+    V_NOTIFIED,
+    V_QUEUED_UNITS,
+    V_RETURNS,
+    V_SATURATED,
+    V_STALE,
+    V_SWEEP_NS,
+)
+from preba.batching.triton_payloads import (
+    payload_dispatch,
+    payload_drain,
+    payload_enqueue,
+    slot_free,
+)
+from preba.batching.triton_rate import rate_lost, rate_returned
+from preba.batching.triton_scan import deadline_forget, expired, list_unlink, scan
+
+_HASH_PRIME = 2_147_483_647
+_HASH_STEP = 48_271
+_HASH_SEED_STEP = 69_621
 
 
 def triton_enqueue(state: BatcherState, now_ns: int, request: int) -> int:
-    """Takes a request in or returns why not."""
-    return late_enqueue(state, now_ns, request)
+    """Takes a request in, or returns ``REFUSED_QUEUE_FULL``."""
+    state.request_enqueued_ns[request] = now_ns
+    state.request_deadline_ns[request] = NEVER
+    if state.setting[S_DYNAMIC] == 0:
+        payload_enqueue(state, payload_open(state, request))
+        return SERVED
+    level = level_of(state, request)
+    # The server counts the units before it looks at the limit and does not give them back on refusal.
+    state.scalar[V_QUEUED_UNITS] += state.request_units[request]
+    limit = state.policy[level * POLICY_ROW + P_QUEUE_MAX]
+    if limit > 0 and state.queue_count[2 * level] + state.queue_count[2 * level + 1] >= limit:
+        return REFUSED_QUEUE_FULL
+    timeout_ns = state.policy[level * POLICY_ROW + P_TIMEOUT_NS]
+    own_ns = state.request_timeout_ns[request]
+    if state.policy[level * POLICY_ROW + P_OVERRIDE] == 1 and 0 < own_ns and own_ns < timeout_ns:
+        timeout_ns = own_ns
+    if timeout_ns > 0:
+        state.request_deadline_ns[request] = now_ns + timeout_ns
+        if state.policy[level * POLICY_ROW + P_DELAY_ACTION] == 0:
+            state.scalar[V_DEADLINES] += 1
+    queue_push(state, 2 * level, request)
+    cursor_level = state.scalar[V_CURSOR_LEVEL]
+    if level < cursor_level or (level == cursor_level and state.scalar[V_CURSOR_DELAYED] == 1):
+        state.scalar[V_CURSOR_VALID] = 0
+    if slot_free(state) == 1 and (state.setting[S_EQUAL_SHAPE] == 1 or wants_arrival(state) == 1):
+        state.scalar[V_NOTIFIED] = 1
+    return SERVED
+
+
+def level_of(state: BatcherState, request: int) -> int:
+    """Index of the priority level a request queues at; out of range means the default level."""
+    levels = state.setting[S_LEVELS]
+    if levels == 0:
+        return 0
+    priority = state.request_priority[request]
+    if priority < 1 or priority > levels:
+        priority = state.setting[S_DEFAULT_LEVEL]
+    return priority - 1
+
+
+def wants_arrival(state: BatcherState) -> int:
+    """1 when an arrival makes a difference to the batcher: it needs a new payload or enough units are queued."""
+    if state.scalar[V_SATURATED] == 1 or state.scalar[V_STALE] == 1:
+        return 1
+    if state.scalar[V_QUEUED_UNITS] >= state.scalar[V_NEXT_PREFERRED]:
+        return 1
+    return 0
 
 
 def triton_consumer_idle(state: BatcherState, now_ns: int, consumer: int) -> None:
-    """A backend thread asks for its next payload."""
+    """A backend thread has finished (or starts) and asks for its next payload."""
+    if state.setting[S_RATE_LIMITED] == 1:
+        rate_returned(state, consumer)
+    state.consumer_asking[consumer] = 1
+    state.scalar[V_ASKING] += 1
+    if state.setting[S_DYNAMIC] == 0:
+        return
+    if state.setting[S_PREFETCH] == 0 and state.scalar[V_BLOCKED] == 1:
+        # The end of execution notifies the batcher, and only then does the thread count as waiting. If the
+        # batcher looks in between it goes back to sleep and nobody wakes it but an arrival or its own tick.
+        state.scalar[V_RETURNS] += 1
+        if wake_is_lost(state) == 1:
+            roll_sweep(state, now_ns)
+            state.scalar[V_MISSED] = 1
+            return
+    state.scalar[V_NOTIFIED] = 1
+
+
+def wake_is_lost(state: BatcherState) -> int:
+    """1 for the configured share of returns, spread by an integer hash of the return's number and the seed."""
+    permille = state.setting[S_LOST_WAKE_PERMILLE]
+    if permille == 0:
+        return 0
+    mixed = state.scalar[V_RETURNS] % _HASH_PRIME * _HASH_STEP
+    mixed += state.setting[S_LOST_WAKE_SEED] % _HASH_PRIME * _HASH_SEED_STEP + 12_345
+    mixed = mixed % _HASH_PRIME * _HASH_STEP % _HASH_PRIME
+    mixed = mixed * _HASH_STEP % _HASH_PRIME
+    if mixed // 7 % 1000 < permille:
+        return 1
+    return 0
 
 
 def triton_consumer_lost(state: BatcherState, now_ns: int, consumer: int) -> None:
-    """An instance leaves service."""
+    """An instance leaves service; a payload bound to it alone goes back to those without an instance."""
+    if state.consumer_asking[consumer] == 1:
+        state.consumer_asking[consumer] = 0
+        state.scalar[V_ASKING] -= 1
+    if state.setting[S_RATE_LIMITED] == 1:
+        rate_lost(state, consumer)
 
 
 def triton_advance(state: BatcherState, now_ns: int) -> None:
-    """Lets time pass."""
+    """Lets the batcher's sleep run out if it is due."""
+    if state.scalar[V_BLOCKED] == 0:
+        if state.scalar[V_DUE_NS] <= now_ns:
+            state.scalar[V_DUE_NS] = NEVER
+            state.scalar[V_NOTIFIED] = 1
+        return
+    if state.scalar[V_SWEEP_NS] > now_ns:
+        return
+    roll_sweep(state, now_ns)
+    if slot_free(state) == 1:
+        state.scalar[V_NOTIFIED] = 1
+    elif state.setting[S_SWEEP] == 1:
+        sweep(state, now_ns)
 
 
-def triton_take_batch(state: BatcherState, now_ns: int) -> int:
-    """Hands out the next batch or ``NONE``."""
-    return late_take_batch(state, now_ns)
+def roll_sweep(state: BatcherState, now_ns: int) -> None:
+    """Moves the tick of a blocked batcher to its next multiple after now."""
+    if state.scalar[V_SWEEP_NS] <= now_ns:
+        passed = (now_ns - state.scalar[V_SWEEP_NS]) // SWEEP_NS + 1
+        state.scalar[V_SWEEP_NS] += passed * SWEEP_NS
+
+
+def sweep(state: BatcherState, now_ns: int) -> None:
+    """Rejects every expired request of the levels that reject; their units stay counted, as in the server."""
+    for level in range(len(state.queue_head) // 2):
+        if state.policy[level * POLICY_ROW + P_DELAY_ACTION] == 1:
+            continue
+        before = NONE
+        request = state.queue_head[2 * level]
+        while request != NONE:
+            after = state.request_next[request]
+            if expired(state, now_ns, request) == 1:
+                list_unlink(state, 2 * level, before)
+                deadline_forget(state, level, request)
+                refuse(state, request, REFUSED_TIMEOUT)
+                state.scalar[V_CURSOR_VALID] = 0
+            else:
+                before = request
+            request = after
 
 
 def triton_due_ns(state: BatcherState) -> int:
-    """When to look again."""
-    return late_due_ns(state)
+    """When the batcher's sleep runs out, if that can change anything."""
+    if state.scalar[V_BLOCKED] == 0:
+        return state.scalar[V_DUE_NS]
+    if state.scalar[V_MISSED] == 1:
+        return state.scalar[V_SWEEP_NS]
+    if state.scalar[V_DEADLINES] > 0 and state.setting[S_SWEEP] == 1:
+        return state.scalar[V_SWEEP_NS]
+    return NEVER
+
+
+def triton_take_batch(state: BatcherState, now_ns: int) -> int:
+    """Hands out the next payload an idle consumer may start; returns the consumer or ``NONE``."""
+    while True:
+        consumer = payload_dispatch(state, now_ns)
+        if consumer != NONE:
+            return consumer
+        if state.scalar[V_NOTIFIED] == 0:
+            return NONE
+        state.scalar[V_NOTIFIED] = 0
+        batcher_run(state, now_ns)
+
+
+def batcher_run(state: BatcherState, now_ns: int) -> None:
+    """Runs the batcher thread from a wake-up until it sleeps again."""
+    if state.scalar[V_BLOCKED] == 1:
+        if slot_free(state) == 0:
+            return
+        state.scalar[V_BLOCKED] = 0
+        state.scalar[V_MISSED] = 0
+    while True:
+        if state.scalar[V_SATURATED] == 1 or state.scalar[V_STALE] == 1:
+            payload_new(state)
+        state.scalar[V_DUE_NS] = NEVER
+        if state.scalar[V_WAITING] == 0:
+            return
+        if slot_free(state) == 0:
+            state.scalar[V_BLOCKED] = 1
+            state.scalar[V_SWEEP_NS] = now_ns + SWEEP_NS
+            return
+        wait_ns = scan(state, now_ns)
+        if wait_ns > 0:
+            state.scalar[V_DUE_NS] = now_ns + wait_ns
+            return
+        if state.scalar[V_CURSOR_COUNT] > 0:
+            extract(state)
+        elif state.scalar[V_SATURATED] == 0 and state.scalar[V_WAITING] > 0:
+            # The next request has another shape than a payload that waits: nothing to do until that one is taken.
+            return
+
+
+def payload_new(state: BatcherState) -> None:
+    """Starts over with an empty current payload."""
+    state.scalar[V_CURRENT] = NONE
+    state.scalar[V_STALE] = 0
+    state.scalar[V_SATURATED] = 0
+    state.scalar[V_CLOSED] = 0
+    state.scalar[V_NEXT_PREFERRED] = 0
+
+
+def extract(state: BatcherState) -> None:
+    """Moves the scanned prefix into the current payload, opening and queueing it if it was empty."""
+    count = state.scalar[V_CURSOR_COUNT]
+    opened = 0
+    for queue in range(len(state.queue_head)):
+        while count > 0 and state.queue_head[queue] != NONE:
+            request = queue_pop(state, queue)
+            if queue % 2 == 0:
+                deadline_forget(state, queue // 2, request)
+            if state.scalar[V_CURRENT] == NONE:
+                state.scalar[V_CURRENT] = payload_open(state, request)
+                if state.scalar[V_CLOSED] == 1:
+                    state.payload_flag[request] = PAYLOAD_CLOSED
+                opened = 1
+            else:
+                payload_add(state, state.scalar[V_CURRENT], request)
+            count -= 1
+    state.scalar[V_QUEUED_UNITS] -= state.scalar[V_CURSOR_UNITS]
+    state.scalar[V_CURSOR_UNITS] = 0
+    state.scalar[V_CURSOR_COUNT] = 0
+    state.scalar[V_CURSOR_VALID] = 0
+    if opened == 1:
+        payload_enqueue(state, state.scalar[V_CURRENT])
 
 
 def triton_take_waiting(state: BatcherState) -> int:
-    """Gives back one waiting request or ``NONE``."""
+    """Gives back one request that no consumer has started on, or ``NONE``, and forgets the current payload."""
+    payload_drain(state)
+    payload_new(state)
+    state.scalar[V_CURSOR_VALID] = 0
+    state.scalar[V_NOTIFIED] = 1
     for queue in range(len(state.queue_head)):
         if state.queue_head[queue] != NONE:
-            return queue_pop(state, queue)
+            request = queue_pop(state, queue)
+            if queue % 2 == 0:
+                deadline_forget(state, queue // 2, request)
+            state.scalar[V_QUEUED_UNITS] -= state.request_units[request]
+            return request
     return NONE

@@ -1,4 +1,4 @@
-"""Where Triton's settings, running values and policy table lie inside a ``BatcherState``; names only, no rules."""
+"""Where Triton's settings, running values and policy table lie inside a ``BatcherState``; no rules."""
 
 from __future__ import annotations
 
@@ -20,23 +20,19 @@ S_INSTANCES = (
 )  # consumers per device; consumer c is instance c // devices of device c % devices
 S_INSTANCES_PER_CONSUMER = S_POLICY_FIRST + 12  # model instances one backend thread serves
 
-# Running values.
-V_CURRENT = V_POLICY_FIRST  # payload that may still grow, NONE while it is empty
-V_STALE = V_POLICY_FIRST + 1  # 1: the current payload has been taken (or frozen) for execution
-V_SATURATED = V_POLICY_FIRST + 2  # 1: nothing more may be added to the current payload
-V_NEXT_PREFERRED = V_POLICY_FIRST + 3  # units that must be queued before an arrival wakes the batcher
-V_QUEUED_UNITS = V_POLICY_FIRST + 4  # the server's own count, which refusals leave too high
-V_BLOCKED = V_POLICY_FIRST + 5  # 1: the batcher sleeps until a slot is free; 0: until notified or due
-V_DUE_NS = V_POLICY_FIRST + 6  # end of the batcher's sleep when not blocked
-V_SWEEP_NS = V_POLICY_FIRST + 7  # next 500 ms tick when blocked
-V_NOTIFIED = V_POLICY_FIRST + 8  # 1: the batcher has been notified and has not run yet
-V_MISSED = V_POLICY_FIRST + 9  # 1: a slot is free but the batcher was not told
-V_ASKING = V_POLICY_FIRST + 10  # the server's count of waiting consumers
-V_QUEUE_LENGTH = V_POLICY_FIRST + 11  # payloads any instance may take
-V_DEADLINES = V_POLICY_FIRST + 12  # waiting requests that a sweep could reject
-V_RETURNS = V_POLICY_FIRST + 13  # times a consumer came back to a blocked batcher
-V_DEFERRED_HEAD = V_POLICY_FIRST + 14  # rate limiter: payloads without an instance
-V_DEFERRED_TAIL = V_POLICY_FIRST + 15
+# Running values. The four that do not start from 0 are named in state.py.
+V_STALE = V_POLICY_FIRST + 4  # 1: the current payload has been taken (or frozen) for execution
+V_SATURATED = V_POLICY_FIRST + 5  # 1: nothing more may be added to the current payload
+V_NEXT_PREFERRED = V_POLICY_FIRST + 6  # units that must be queued before an arrival wakes the batcher
+V_QUEUED_UNITS = V_POLICY_FIRST + 7  # the server's own count, which refusals leave too high
+V_BLOCKED = V_POLICY_FIRST + 8  # 1: the batcher sleeps until a slot is free; 0: until notified or due
+V_SWEEP_NS = V_POLICY_FIRST + 9  # next 500 ms tick when blocked
+V_NOTIFIED = V_POLICY_FIRST + 10  # 1: the batcher has been notified and has not run yet
+V_MISSED = V_POLICY_FIRST + 11  # 1: a slot is free but the batcher was not told
+V_ASKING = V_POLICY_FIRST + 12  # the server's count of waiting consumers
+V_QUEUE_LENGTH = V_POLICY_FIRST + 13  # payloads any instance may take
+V_DEADLINES = V_POLICY_FIRST + 14  # waiting requests that a sweep could reject
+V_RETURNS = V_POLICY_FIRST + 15  # times a consumer came back to a blocked batcher
 
 # The cursor: how far the last scan of the waiting requests came.
 V_CURSOR_VALID = V_POLICY_FIRST + 16
@@ -47,7 +43,8 @@ V_CURSOR_COUNT = V_POLICY_FIRST + 20  # requests passed
 V_CURSOR_UNITS = V_POLICY_FIRST + 21
 V_CURSOR_OLDEST_NS = V_POLICY_FIRST + 22
 V_CURSOR_DEADLINE_NS = V_POLICY_FIRST + 23  # earliest among those passed, NEVER if none has one
-V_CURSOR_SHAPE = V_POLICY_FIRST + 24
+V_CURSOR_SHAPE = V_POLICY_FIRST + 24  # of the first request of a new batch
+V_CLOSED = V_POLICY_FIRST + 25  # 1: the payload about to be opened ends at a request of another shape
 
 # Policy table: first POLICY_ROW values per level ..
 POLICY_ROW = 4
@@ -55,8 +52,8 @@ P_DELAY_ACTION = 0  # 1: an expired request moves behind the live ones; 0: it is
 P_TIMEOUT_NS = 1
 P_OVERRIDE = 2  # 1: a request may shorten its timeout
 P_QUEUE_MAX = 3
-# .. then, for a rate limiter with R resources: R rows (pool size, 1 if shared by all devices), and per instance of a
-# device a row (priority, need of resource 0, .., need of resource R - 1).
+# .. then, for a rate limiter with R resources: R rows (pool size, 1 if shared by all devices), and per
+# instance of a device a row (priority, need of resource 0, .., need of resource R - 1).
 
 # Stages of an instance in the rate limiter.
 STAGE_ABSENT = 0
@@ -64,9 +61,8 @@ STAGE_AVAILABLE = 1
 STAGE_STAGED = 2
 STAGE_ALLOCATED = 3
 
-# Marks of a payload (payload_flag).
-MARK_CLOSED = 1  # ended by a request of another shape: never merged
-MARK_FROZEN = 2  # a dispatch tried to merge it and could not: never topped up again
+# payload_flag
+PAYLOAD_CLOSED = 1  # ended by a request of another shape: never merged
 
 SWEEP_NS = 500_000_000
 """Period at which a batcher without a free slot looks again (core, dynamic_batch_scheduler.cc)."""

@@ -1,23 +1,19 @@
-"""Reading a scenario: YAML with line numbers, ``--set`` overrides, and errors a person can act on."""
+"""Reading a scenario file, with ``--set`` overrides; every mistake becomes one error a person can act on."""
 
 from __future__ import annotations
 
-import json
 import re
-import types
-import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
 
-from preba.errors import MissingFileError, ScenarioError, nearest
+from preba.errors import ScenarioError
 from preba.scenario.schema import Scenario
+from preba.strictfile import find_config, read_yaml, validate
 
 Location = tuple[str | int, ...]
-M = TypeVar("M", bound=BaseModel)
 
 
 def load_scenario(path: Path, overrides: Sequence[str] = ()) -> Scenario:
@@ -42,62 +38,20 @@ def load_scenario(path: Path, overrides: Sequence[str] = ()) -> Scenario:
         It is not YAML, or a field is unknown, missing or of the wrong type; the message names the field, the
         value, what is allowed and the line.
     """
-    if not path.is_file():
-        siblings = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise MissingFileError(f"{path}: no such scenario file{nearest(path.name, siblings) if siblings else ''}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ScenarioError(f"{path}: cannot be read as text: {error}") from error
-    return parse_scenario(text, source=str(path), overrides=overrides)
-
-
-def parse_scenario(text: str, *, source: str, overrides: Sequence[str] = ()) -> Scenario:
-    """Validates a scenario given as YAML text; see ``load_scenario``."""
-    data, lines = parse_yaml(text, source=source)
+    data, lines = read_yaml(find_config(path, path.parent, what="scenario"), error=ScenarioError)
     if not isinstance(data, dict):
-        raise ScenarioError(f"{source}: a scenario is a mapping of keys, got {type(data).__name__}")
+        raise ScenarioError(f"{path}: a scenario is a mapping of keys, got {type(data).__name__}")
     for override in overrides:
         apply_override(data, override)
-    return validate(Scenario, data, source=source, lines=lines, root="scenario")
-
-
-def parse_yaml(text: str, *, source: str) -> tuple[Any, dict[Location, int]]:
-    """Parses YAML into plain data and a map from field location to line number (1-based).
-
-    Raises
-    ------
-    ScenarioError
-        The text is not YAML, or names a key twice.
-    """
-    lines: dict[Location, int] = {}
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        _note_lines(node, (), lines, source)
-        return yaml.safe_load(text), lines
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        at = f":{mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or str(error)
-        raise ScenarioError(f"{source}{at}: not valid YAML: {problem}") from error
-
-
-def _note_lines(node: yaml.Node | None, where: Location, lines: dict[Location, int], source: str) -> None:
-    if node is None:
-        return
-    lines.setdefault(where, node.start_mark.line + 1)
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            name = str(key.value)
-            if name in seen:
-                raise ScenarioError(f"{source}:{key.start_mark.line + 1}: key {name!r} is given twice")
-            seen.add(name)
-            lines[(*where, name)] = key.start_mark.line + 1
-            _note_lines(value, (*where, name), lines, source)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            _note_lines(value, (*where, index), lines, source)
+    return validate(
+        Scenario,
+        data,
+        origin=str(path),
+        lines=lines,
+        error=ScenarioError,
+        root="scenario",
+        context={"directory": path.parent},
+    )
 
 
 _STEP = re.compile(r"""\[(\d+)\]|\["([^"]+)"\]|\['([^']+)'\]|\.?([^.\[\]]+)""")
@@ -166,115 +120,3 @@ def apply_override(data: dict[str, Any], override: str) -> None:
                 target = target.setdefault(name, {})
         else:
             raise ScenarioError(f"--set {path}: nothing lies below {'.'.join(map(str, steps[:depth]))!r}")
-
-
-def validate(
-    model: type[M], data: Any, *, source: str, lines: dict[Location, int], root: str  # noqa: ANN401 - YAML data
-) -> M:
-    """Validates plain data against a strict model; all problems become one ScenarioError."""
-    try:
-        # Through JSON: strict mode then takes lists for tuples and integers for floats, but no strings for numbers.
-        return model.model_validate_json(json.dumps(data, default=str))
-    except ValidationError as error:
-        problems = [
-            _describe(model, problem, source, lines, root) for problem in error.errors(include_url=False)
-        ]
-        raise ScenarioError("\n".join(dict.fromkeys(problems))) from error
-    except ValueError as error:
-        raise ScenarioError(f"{source}: {error}") from error
-
-
-def _describe(
-    model: type[BaseModel], problem: Any, source: str, lines: dict[Location, int], root: str  # noqa: ANN401
-) -> str:
-    plain, owner = _walk(model, problem["loc"])
-    path = root + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in plain)
-    line = _line_of(plain, lines)
-    at = f" ({source}:{line})" if line is not None else f" ({source})"
-    kind = problem["type"]
-    if kind == "extra_forbidden":
-        hint = nearest(str(plain[-1]), owner) if owner else ""
-        return f"{path}: unknown key{hint}{at}"
-    if kind == "missing":
-        return f"{path}: is missing{at}"
-    if kind == "union_tag_invalid":
-        context = problem.get("ctx", {})
-        known = [tag.strip().strip("'") for tag in str(context.get("expected_tags", "")).split(",")]
-        return f"{path}.kind: {context.get('tag')!r} is not known{nearest(str(context.get('tag')), known)}{at}"
-    if kind == "union_tag_not_found":
-        return f"{path}.kind: is missing{at}"
-    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    value = problem.get("input")
-    shown = "" if isinstance(value, dict | list) or kind == "value_error" else f", got {value!r}"
-    return f"{path}: {message}{shown}{at}"
-
-
-def _line_of(location: Location, lines: dict[Location, int]) -> int | None:
-    for length in range(len(location), -1, -1):
-        if location[:length] in lines:
-            return lines[location[:length]]
-    return None
-
-
-def _walk(model: type[BaseModel], location: Iterable[str | int]) -> tuple[Location, tuple[str, ...]]:
-    """Strips union tags from a pydantic location; returns it with the field names known at its parent."""
-    plain: list[str | int] = []
-    here: Any = model
-    owner: tuple[str, ...] = ()
-    for step in location:
-        here = _unwrap(here)
-        if isinstance(here, type) and issubclass(here, BaseModel):
-            owner = tuple(here.model_fields)
-            plain.append(step)
-            field = here.model_fields.get(str(step))
-            here = field.annotation if field is not None else None
-            continue
-        member = _union_member(here, step)
-        if member is not None:
-            here = member
-            continue
-        if typing.get_origin(here) in (types.UnionType, typing.Union):
-            # A plain union names the branch it tried; that is not a step of the user's file.
-            if isinstance(step, str) and not _mapping_branch(here):
-                continue
-            if isinstance(step, str) and ("[" in step or step in ("str", "int", "float")):
-                continue
-        plain.append(step)
-        here = _element(here)
-        owner = ()
-    return tuple(plain), owner
-
-
-def _unwrap(annotation: Any) -> Any:  # noqa: ANN401 - type annotations have no narrower type
-    while typing.get_origin(annotation) is typing.Annotated:
-        annotation = typing.get_args(annotation)[0]
-    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
-        members = [arg for arg in typing.get_args(annotation) if arg is not type(None)]
-        if len(members) == 1:
-            return _unwrap(members[0])
-    return annotation
-
-
-def _union_member(annotation: Any, tag: str | int) -> Any:  # noqa: ANN401
-    for member in typing.get_args(annotation):
-        inner = _unwrap(member)
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            kind = inner.model_fields.get("kind")
-            if inner.__name__ == tag or (kind is not None and tag in typing.get_args(kind.annotation)):
-                return inner
-        elif typing.get_origin(inner) in (types.UnionType, typing.Union):
-            found = _union_member(inner, tag)
-            if found is not None:
-                return found
-    return None
-
-
-def _mapping_branch(annotation: Any) -> bool:  # noqa: ANN401
-    return any(typing.get_origin(_unwrap(arg)) is dict for arg in typing.get_args(annotation))
-
-
-def _element(annotation: Any) -> Any:  # noqa: ANN401
-    arguments = typing.get_args(annotation)
-    if typing.get_origin(annotation) is dict and len(arguments) == 2:
-        return arguments[1]
-    return arguments[0] if arguments else None

@@ -42,7 +42,8 @@ class Estimate:
     samples : int
         Number of values behind the estimate.
     samples_needed : int
-        About how many would be enough, at the correlation seen; at most ``samples`` when ``enough``.
+        About how many would be enough, at the correlation seen; at most ``samples`` when ``enough``. A run
+        far too short underrates its correlation, and so this number.
     """
 
     value: float | None
@@ -248,12 +249,16 @@ def throughput_estimate(
     edges_ns = np.array([start_ns + (end_ns - start_ns) * i // sections for i in range(sections + 1)])
     # Section by comparison with exact integer edges: a floating-point histogram may misplace one at an edge.
     counts = np.bincount(np.searchsorted(edges_ns, times, side="right") - 1, minlength=sections)
-    ratio = ratio_estimate(counts, np.diff(edges_ns) / NS_PER_S)
+    ratio = ratio_estimate(counts, np.diff(edges_ns)).scaled(NS_PER_S)
+    # The count over the window as it stands, free of the rounding of per-nanosecond rates.
+    rate_rps = times.size * NS_PER_S / (end_ns - start_ns)
     mean = times.size / sections
     clustering = max(1.0, float(counts.var(ddof=1)) / mean) if mean else 1.0
     asked = VALUES_PER_SECTION * sections
     needed = math.ceil(max(asked, asked * clustering))
-    return replace(ratio, enough=times.size >= needed, samples=int(times.size), samples_needed=needed)
+    return replace(
+        ratio, value=rate_rps, enough=times.size >= needed, samples=int(times.size), samples_needed=needed
+    )
 
 
 def _check_sections(sections: int) -> None:

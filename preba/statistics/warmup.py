@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from preba.errors import TraceError
 from preba.statistics.sample import checked_sample
+from preba.statistics.student import student_t_quantile
 from preba.units import s_from_ns
 
 WARMUP_REQUESTS_MIN = 1_000
@@ -19,6 +20,10 @@ WARMUP_SHARE = 0.05
 
 WARMUP_SHARE_MAX = 0.20
 """Of short runs, so that most of the run is left to estimate from."""
+
+DRIFT_SECTIONS = 20
+DRIFT_LEVEL = 0.0005
+"""Probability, on each side, of calling a level run of independent sections drifting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +67,10 @@ def mser5_index(values: npt.ArrayLike) -> int | None:
 
     Notes
     -----
-    One noisy run makes it cut too early: over 200 runs of M/M/1 started empty at load 0.9, whose mean is more
-    than 5 % low for the first 380 requests, its median cut was 0. When it cuts late it often drops a busy spell
-    that belonged to the steady state, which would bias the tail. So it is a check and never moves the cut.
+    One noisy run makes it cut too early: over 200 runs of M/M/1 started empty at load 0.9, whose mean is
+    more than 5 % low for the first 380 requests, its median cut was 0. When it cuts late it often drops a
+    busy spell that belonged to the steady state, which would bias the tail. So it is a check and never
+    moves the cut.
 
     **Source**: K. P. White, M. J. Cobb, S. C. Spratt, "A comparison of five steady-state truncation
     heuristics for simulation", *Proc. Winter Simulation Conference* (2000).
@@ -109,10 +115,13 @@ def warmup_cut(
 
     Notes
     -----
-    The rule: the first 1,000 requests or 5 % of the run, whichever is more, but never over 20 % of it. It does
-    not look at the latencies, so it cannot bias them; MSER-5 (:func:`mser5_index`) only comments. A run whose
-    MSER-5 minimum lies at the very end of the first half is called unsteady: its latency is still drifting (1
-    to 2 % of steady M/M/1 runs of 20,000 requests at load 0.9 and 0.95 are called so by chance).
+    The rule: the first 1,000 requests or 5 % of the run, whichever is more, but never over 20 % of it. It
+    does not look at the latencies, so it cannot bias them; MSER-5 (:func:`mser5_index`) only comments.
+
+    The run is called unsteady when the means of 20 sections of what is kept have a slope that a level run
+    would show once in 1,000 times. Measured on M/M/1: found in 94 % of runs of 5,000 requests at load 1.05
+    and in all of 20,000; called so by mistake in at most 1 % of steady runs of 20,000 at loads up to 0.95,
+    but in one of eight of 1,000 at load 0.9, which are shorter than the queue's own memory.
     """
     arrivals = np.asarray(arrival_ns, dtype=np.int64)
     latencies = checked_sample(latency_ns)
@@ -122,7 +131,6 @@ def warmup_cut(
     if n and bool(np.any(np.diff(arrivals) < 0)):
         raise TraceError("arrival_ns: must not decrease")
     mser = mser5_index(latencies)
-    drifting = mser is not None and mser >= 0.95 * 0.5 * n
     if requested_ns is not None:
         index = int(np.searchsorted(arrivals, requested_ns, side="left"))
         reason = "set by the scenario"
@@ -130,21 +138,39 @@ def warmup_cut(
         index = min(max(WARMUP_REQUESTS_MIN, int(WARMUP_SHARE * n)), int(WARMUP_SHARE_MAX * n))
         reason = "the default rule"
     time_ns = int(arrivals[min(index, n - 1)]) if n else 0
+    steady = not _drifts(latencies[index:])
     return WarmupCut(
-        index, time_ns, mser, not drifting, _warmup_text(index, n, time_ns, reason, mser, drifting=drifting)
+        index, time_ns, mser, steady, _warmup_text(index, n, time_ns, reason, mser, steady=steady)
     )
 
 
-def _warmup_text(index: int, n: int, time_ns: int, reason: str, mser: int | None, *, drifting: bool) -> str:
+def _drifts(kept: npt.NDArray[np.float64]) -> bool:
+    """Whether the means of 20 consecutive sections follow a straight line that is not level."""
+    length = kept.size // DRIFT_SECTIONS
+    if length < 1:
+        return False
+    means = kept[: length * DRIFT_SECTIONS].reshape(DRIFT_SECTIONS, length).mean(axis=1)
+    at = np.arange(DRIFT_SECTIONS) - 0.5 * (DRIFT_SECTIONS - 1)
+    moment = float(at @ at)
+    slope = float(at @ means) / moment
+    left_over = means - means.mean() - slope * at
+    error = float(np.sqrt(left_over @ left_over / (DRIFT_SECTIONS - 2) / moment))
+    # The comparison is written without a division: a perfectly level or perfectly straight run has no error. What
+    # is left of a level run is rounding, which the second term swallows.
+    rounding = 1e-12 * float(np.abs(means).max())
+    return abs(slope) > student_t_quantile(1.0 - DRIFT_LEVEL, DRIFT_SECTIONS - 2) * error + rounding
+
+
+def _warmup_text(index: int, n: int, time_ns: int, reason: str, mser: int | None, *, steady: bool) -> str:
     share = 100.0 * index / n if n else 0.0
     text = (
         f"warm-up: the first {index:,} of {n:,} requests ({share:.1f} %, arrivals before "
         f"{s_from_ns(time_ns):.6g} s) are left out ({reason}); check by MSER-5: "
     )
     if mser is None:
-        return text + "the run is too short for it"
-    if drifting:
-        return text + "no steady state found, the latency drifts through the run"
-    if mser > index:
-        return text + f"asks for {mser:,}: the cut, or the run, may be too short"
-    return text + f"asks for {mser:,}"
+        text += "the run is too short for it"
+    elif mser > index:
+        text += f"asks for {mser:,}, so the cut, or the run, may be too short"
+    else:
+        text += f"asks for {mser:,}"
+    return text if steady else text + "; the latency drifts through the run: no steady state found"

@@ -7,8 +7,8 @@ is 0), the chain is::
     L' = max(L - b_max, 0) + Poisson(lambda * tau(min(max(L, 1), b_max)))
 
 Latency: a request that arrives with a residual v of the running service left, n requests ahead of it in the
-queue, waits v, then ``j = n // b_max`` full batches, then its own batch, whose size depends on
-``n % b_max`` and on who else arrives during ``v + j tau(b_max)``. For each (running batch, j, own size) the rate
+queue, waits v, then ``j = n // b_max`` full batches, then its own batch, whose size depends on ``n %
+b_max`` and on who else arrives during ``v + j tau(b_max)``. For each (running batch, j, own size) the rate
 of such arrivals is a smooth function of v (a sum of products of Poisson probabilities); it is expanded in
 Legendre polynomials, whose integral gives the distribution function. Nothing is sampled and nothing is
 approximated beyond rounding.

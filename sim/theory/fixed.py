@@ -159,7 +159,7 @@ def _number_law(offered: float, servers: int) -> FloatArray:
     """
     load = offered / servers
     pole = decay_root(load)
-    # The transform grows like exp(offered * (radius - 1)), and rounding with it: at most exp(3) of it is allowed.
+    # The transform, and its rounding error, grow like exp(offered * (radius - 1)): exp(3) is allowed.
     radius = min(math.sqrt(pole), 1.0 + 3.0 / offered)
     needed = servers + 64 + math.ceil(-math.log(_TAIL) / math.log(radius))
     points = 1 << (needed - 1).bit_length()

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
 from preba.errors import ProfileError, ProfileRangeError
+from preba.jitter import (
+    EmpiricalJitter,
+    ExponentialJitter,
+    GammaJitter,
+    JitterConfig,
+    LogNormalJitter,
+    NoJitter,
+    UniformJitter,
+)
+from preba.jitter_quantile import jitter_quantile
 from preba.knee import doubling_grid, find_knee, knee, knees_by_length
 from preba.profile import load_profile, profile_from_dict
 from preba.units import ns_from_ms, ns_from_s
@@ -77,7 +89,7 @@ def test_time_knee_is_the_p95_under_jitter() -> None:
     calm = profile_from_dict(data)
     shaky = profile_from_dict(data | {"jitter": {"kind": "lognormal", "cv": 0.1}})
     assert knee(shaky, "1g").batch == knee(calm, "1g").batch
-    factor = shaky.jitter.quantile(0.95)
+    factor = jitter_quantile(shaky.jitter, 0.95)
     assert factor > 1.1
     assert abs(knee(shaky, "1g").latency_ns - knee(calm, "1g").latency_ns * factor) <= 1
     assert knee(calm, "1g").latency_ns == calm.latency_ns("1g", 2)
@@ -104,3 +116,31 @@ def test_senseless_questions_are_refused() -> None:
         doubling_grid(0)
     with pytest.raises(ProfileRangeError, match="7g"):
         knee(load_profile("mlperf-v0.7-resnet50"), "7g")
+
+
+@given(st.floats(0.005, 2.0), st.floats(0.001, 0.999))
+def test_jitter_quantiles_match_scipy(cv: float, probability: float) -> None:
+    """Quantiles of lognormal, gamma, exponential and uniform factors are those of an independent library."""
+    sigma = np.sqrt(np.log1p(cv**2))
+    lognormal = scipy.stats.lognorm(sigma, scale=np.exp(-(sigma**2) / 2)).ppf(probability)
+    gamma = scipy.stats.gamma(1 / cv**2, scale=cv**2).ppf(probability)
+    exponential = scipy.stats.expon().ppf(probability)
+    flat = min(cv, 0.57)
+    uniform = scipy.stats.uniform(1 - flat * 3**0.5, 2 * flat * 3**0.5).ppf(probability)
+    cases: list[tuple[JitterConfig, float]] = [
+        (LogNormalJitter(kind="lognormal", cv=cv), lognormal),
+        (GammaJitter(kind="gamma", cv=cv), gamma),
+        (ExponentialJitter(kind="exponential"), exponential),
+        (UniformJitter(kind="uniform", cv=flat), uniform),
+    ]
+    for jitter, expected in cases:
+        assert jitter_quantile(jitter, probability) == pytest.approx(expected, rel=1e-5, abs=1e-9)
+
+
+def test_jitter_quantiles_of_data_and_of_nothing() -> None:
+    """Empirical jitter gives the inverse of its distribution function, no jitter gives 1."""
+    jitter = EmpiricalJitter(kind="empirical", factors=(4.0, 1.0, 3.0, 2.0))
+    assert [jitter_quantile(jitter, p) for p in (0.2, 0.25, 0.5, 0.51, 0.95)] == [0.4, 0.4, 0.8, 1.2, 1.6]
+    assert jitter_quantile(NoJitter(kind="none"), 0.95) == 1.0
+    with pytest.raises(ValueError, match="probability"):
+        jitter_quantile(jitter, 1.0)

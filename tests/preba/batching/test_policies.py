@@ -29,6 +29,7 @@ def new_state(
     setting[s.S_KIND] = kind
     setting[s.S_BATCH_MAX] = max(batch_max)
     setting[s.S_DELAY_NS] = int(delay_ms * MS)
+    setting[s.S_DUE_BATCH] = s.DUE_FROZEN
     for index, value in (settings_ or {}).items():
         setting[index] = value
     return make_state(
@@ -194,6 +195,19 @@ def test_preba_emit_when_idle_does_not_wait() -> None:
     assert take(state, 1 * MS) == [(0, [0])]
 
 
+def test_preba_open_batch_goes_on_filling_while_every_slice_is_busy() -> None:
+    """A due batch that stays open takes in what arrives until a slice takes it, the oldest request's queue first."""
+    state = new_state(
+        s.KIND_BUCKET, batch_max=(4, 4), delay_ms=5, settings_={s.S_DUE_BATCH: s.DUE_STAYS_OPEN, s.S_MERGE_REACH: 1}
+    )
+    for at_ms, request, bucket in ((0, 0, 1), (1, 1, 0), (8, 2, 1), (9, 3, 1)):
+        offer(state, at_ms * MS, request, bucket)
+    assert brain.due_ns(state) == s.NEVER  # no slice could take it
+    up(state)
+    assert take(state, 10 * MS) == [(0, [0, 2, 3, 1])]
+    assert state.out[s.O_FORMED_NS] == 10 * MS
+
+
 def test_preba_last_emission_timer_restarts_at_each_emission() -> None:
     """The queue's own clock ticks every delay after its last emission."""
     state = new_state(
@@ -211,7 +225,7 @@ def test_per_slice_lines_follow_the_fewest_unfinished_batches() -> None:
         s.KIND_BUCKET,
         batch_max=(1,),
         consumers=2,
-        settings_={s.S_FORMED_QUEUE: s.FORMED_PER_CONSUMER},
+        settings_={s.S_DUE_BATCH: s.DUE_FROZEN_PER_CONSUMER},
     )
     up(state)
     for request in range(3):
@@ -254,7 +268,7 @@ def event_lists(draw: st.DrawFn) -> list[tuple[str, int, int]]:
     delay_ms=st.integers(0, 6),
     reach=st.integers(0, 2),
     emit=st.integers(0, 1),
-    formed=st.integers(0, 1),
+    due_batch=st.integers(0, 2),
     limits=st.lists(st.integers(1, 5), min_size=3, max_size=3),
 )
 def test_every_request_is_served_once_in_order_within_limits(
@@ -263,7 +277,7 @@ def test_every_request_is_served_once_in_order_within_limits(
     delay_ms: int,
     reach: int,
     emit: int,
-    formed: int,
+    due_batch: int,
     limits: list[int],
 ) -> None:
     """Whatever happens: each request leaves exactly once, FIFO within its bucket, in a batch within its limit."""
@@ -274,7 +288,7 @@ def test_every_request_is_served_once_in_order_within_limits(
         batch_max=limits,
         delay_ms=delay_ms,
         consumers=3,
-        settings_={s.S_MERGE_REACH: reach, s.S_EMIT_WHEN_IDLE: emit, s.S_FORMED_QUEUE: formed},
+        settings_={s.S_MERGE_REACH: reach, s.S_EMIT_WHEN_IDLE: emit, s.S_DUE_BATCH: due_batch},
     )
     up(state)
     now_ns, offered = 0, 0
@@ -289,7 +303,7 @@ def test_every_request_is_served_once_in_order_within_limits(
             assert consumer not in busy
             busy.add(consumer)
             started.append(batch)
-        if len(busy) < 3 and formed == 0:
+        if len(busy) < 3 and due_batch != s.DUE_FROZEN_PER_CONSUMER:
             waiting_ns = [entered_ns[r] for r in range(offered) if not any(r in batch for batch in started)]
             assert all(now_ns - entered < delay_ms * MS for entered in waiting_ns)
 
@@ -322,5 +336,5 @@ def test_every_request_is_served_once_in_order_within_limits(
         assert len(batch) <= min(limits[bucket_of[request]] for request in batch)
     for bucket in range(len(limits)):
         order = [r for batch in started for r in batch if bucket_of[r] == bucket]
-        if kind == s.KIND_LATE or formed == 0:
+        if kind == s.KIND_LATE or due_batch != s.DUE_FROZEN_PER_CONSUMER:
             assert order == sorted(order)
