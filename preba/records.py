@@ -116,7 +116,7 @@ class Records:
     @property
     def served(self) -> NDArray[np.bool_]:
         """Which requests got an answer, bool[n]."""
-        return self.outcome == 0
+        return np.equal(self.outcome, 0)
 
     def select(self, keep: NDArray[np.bool_] | NDArray[np.intp]) -> Records:
         """The rows that a mask or an index array names, as new records."""
@@ -237,13 +237,13 @@ def write_records(path: Path, records: Records, metadata: Mapping[str, str]) -> 
     OutputError
         The file cannot be written.
     """
-    arrays: dict[str, pa.Array] = {}
+    arrays: dict[str, Any] = {}
     for name in column_names():
         column = getattr(records, name)
         mask = column < 0 if name in _NULLABLE else None
         arrays[name] = pa.array(column, mask=mask)
     outcome = pa.DictionaryArray.from_arrays(
-        pa.array(records.outcome.astype(np.int8)), pa.array(list(OUTCOMES))
+        pa.array(records.outcome, type=pa.int8()), pa.array(list(OUTCOMES))
     )
     arrays["outcome"] = outcome
     table = pa.table(arrays)

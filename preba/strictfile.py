@@ -149,7 +149,8 @@ def _complaint(
     elif kind == "union_tag_invalid":
         context = item.get("ctx", {})
         tags = [tag.strip().strip("'") for tag in str(context.get("expected_tags", "")).split(",")]
-        location, text = (*location, "kind"), f"{context.get('tag')!r} is not known{nearest(str(context.get('tag')), tags)}"
+        tag = context.get("tag")
+        location, text = (*location, "kind"), f"{tag!r} is not known{nearest(str(tag), tags)}"
     elif kind == "union_tag_not_found":
         location, text = (*location, "kind"), "missing"
     elif kind == "value_error":
@@ -203,7 +204,7 @@ def _user_path(model: type[BaseModel], location: Sequence[str | int]) -> tuple[t
             else:
                 inner += [found for argument in typing.get_args(each)[-1:] for found in _alternatives(argument)]
                 if typing.get_origin(each) is tuple:
-                    inner += [found for found in _alternatives(typing.get_args(each)[0])]
+                    inner += _alternatives(typing.get_args(each)[0])
         here = inner
     return tuple(path), known
 

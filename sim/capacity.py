@@ -158,7 +158,5 @@ def overload_warnings(loads: Sequence[StageLoad]) -> list[str]:
         return [f"near saturation ({worst.load:.0%}): the tail depends on how long the run is. Bottleneck is {facts}"]
     others = [s for s in loads[1:] if s.load >= 1.0]
     also = "".join(f"; also {s.stage} ({s.capacity_rps:,.0f}/s)" for s in others)
-    return [
-        f"overloaded ({worst.load:.2f} x capacity): no steady state exists, queues and latencies grow with the run. "
-        f"Bottleneck is {facts}{also}"
-    ]
+    text = f"overloaded ({worst.load:.2f} x capacity): no steady state exists, queues and latencies grow with the run. "
+    return [text + f"Bottleneck is {facts}{also}"]

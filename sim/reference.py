@@ -14,7 +14,8 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 import simpy
@@ -58,9 +59,9 @@ PROGRESS_STEP = 2000
 class _Occurrence(simpy.Event):
     """Something that happens at a known time, ordered among simultaneous ones by its key."""
 
-    def __init__(self, env: simpy.Environment, at_ns: int, key: int, action: Callable[[Any], None]) -> None:
+    def __init__(self, env: simpy.Environment, at_ns: int, key: int, action: Callable[[], None]) -> None:
         self.env = env
-        self.callbacks = [action]
+        self.callbacks = [lambda _: action()]
         self._value = None
         self._ok = True
         env.schedule(self, priority=key, delay=at_ns - env.now)  # type: ignore[arg-type]  # any integer sorts
@@ -173,8 +174,14 @@ class ReferenceEngine:
             self.consumer_base.append(count)
             count += len(server.consumer_slice)
 
-    def _at(self, at_ns: int, rank: int, identity: int, action: Callable[[Any], None]) -> None:
-        _Occurrence(self.env, at_ns, order_key(rank, identity), action)
+    @property
+    def now_ns(self) -> int:
+        """The clock; integral because every time scheduled is."""
+        return cast("int", self.env.now)
+
+    def _at(self, at_ns: int, rank: int, identity: int, action: Callable[..., None], *arguments: Any) -> None:  # noqa: ANN401
+        """Schedules ``action(*arguments)``."""
+        _Occurrence(self.env, at_ns, order_key(rank, identity), partial(action, *arguments))
 
     def run(self) -> tuple[Records, StationSpans]:
         """Plays the whole trace and returns what happened to every request.
@@ -188,12 +195,12 @@ class ReferenceEngine:
                 brain.consumer_up(state, 0, consumer)
         for position, (at_ns, code, slice_index) in enumerate(self.model.slice_events):
             action = self._slice_fails if code == SLICE_FAILS else self._slice_returns
-            self._at(at_ns, RANK_SCENARIO, position, lambda _, act=action, i=slice_index: act(i))
+            self._at(at_ns, RANK_SCENARIO, position, action, slice_index)
         self._start_arrivals()
         self.env.run()
         for slice_index, since_ns in enumerate(self.down_since_ns):
             if since_ns != NONE:
-                self.outages.append((slice_index, since_ns, max(int(self.env.now), since_ns)))
+                self.outages.append((slice_index, since_ns, max(self.now_ns, since_ns)))
         return self._records(), self._spans()
 
     # -- arrivals --------------------------------------------------------------------------------------------
@@ -217,7 +224,7 @@ class ReferenceEngine:
         if self.next_open < len(self.open_ids):
             request = self.open_ids[self.next_open]
             self.next_open += 1
-            self._at(self.open_times[request], RANK_ARRIVAL, request, lambda _: self._arrive_open(request))
+            self._at(self.open_times[request], RANK_ARRIVAL, request, self._arrive_open, request)
 
     def _arrive_open(self, request: int) -> None:
         self._schedule_next_open()
@@ -228,10 +235,10 @@ class ReferenceEngine:
         if self.closed_ids[model_index]:
             request = self.closed_ids[model_index].popleft()
             at_ns = not_before_ns + self.think_ns[request]
-            self._at(at_ns, RANK_ARRIVAL, request, lambda _: self._arrive(request))
+            self._at(at_ns, RANK_ARRIVAL, request, self._arrive, request)
 
     def _arrive(self, request: int) -> None:
-        now = self.env.now
+        now = self.now_ns
         columns = self.columns
         columns["scheduled_ns"][request] = now
         columns["issued_ns"][request] = now
@@ -248,12 +255,12 @@ class ReferenceEngine:
         if step < len(route):
             self.route_step[request] = step + 1
             station_index = route[step]
-            self.joined_ns[request] = self.env.now
+            self.joined_ns[request] = self.now_ns
             self.stations[station_index].waiting.append(request)
             self._serve_station(station_index)
         elif self.model.frontend_ns > 0:
-            at_ns = self.env.now + self.model.frontend_ns
-            self._at(at_ns, RANK_STATION_LEAVE, request, lambda _: self._offer(request))
+            at_ns = self.now_ns + self.model.frontend_ns
+            self._at(at_ns, RANK_STATION_LEAVE, request, self._offer, request)
         else:
             self._offer(request)
 
@@ -268,7 +275,7 @@ class ReferenceEngine:
     def _work(self, station_index: int, unit: int, requests: list[int]) -> None:
         """One unit works on one request, or on a batch of them that leaves together."""
         station = self.stations[station_index]
-        now = self.env.now
+        now = self.now_ns
         occupied_ns = station.launch_ns + sum(station.occupancy_ns[request] for request in requests)
         released_ns = now + occupied_ns
         for request in requests:
@@ -282,10 +289,10 @@ class ReferenceEngine:
                 self.columns["preprocess_wait_ns"][request] += now - joined_ns
             self.spans.append((station_index, unit, request, joined_ns, now, released_ns, end_ns))
             self._at(
-                end_ns, RANK_STATION_LEAVE, request, lambda _, r=request: self._leave_station(station_index, r)
+                end_ns, RANK_STATION_LEAVE, request, self._leave_station, station_index, request
             )
         self._at(
-            released_ns, RANK_UNIT_RELEASE, unit, lambda _: self._release_unit(station_index, unit)
+            released_ns, RANK_UNIT_RELEASE, unit, self._release_unit, station_index, unit
         )
 
     def _release_unit(self, station_index: int, unit: int) -> None:
@@ -294,7 +301,7 @@ class ReferenceEngine:
 
     def _leave_station(self, station_index: int, request: int) -> None:
         if not self.stations[station_index].is_hop:
-            self.columns["preprocess_end_ns"][request] = self.env.now
+            self.columns["preprocess_end_ns"][request] = self.now_ns
         self._next_station(request)
 
     # -- batching --------------------------------------------------------------------------------------------
@@ -318,7 +325,7 @@ class ReferenceEngine:
                 self._finish(request, FAILED_SLICE_LOST)
                 return
         server = group[place]
-        now = self.env.now
+        now = self.now_ns
         self.last_progress_ns = now
         if self.columns["enqueued_ns"][request] == NONE:
             self.columns["enqueued_ns"][request] = now
@@ -339,7 +346,7 @@ class ReferenceEngine:
     def _pump(self, server: int) -> None:
         """Starts every batch that may start, hands back what was refused, and sets the batcher's alarm."""
         state = self.states[server]
-        now = self.env.now
+        now = self.now_ns
         while True:
             consumer = brain.take_batch(state, now)
             if consumer == NONE:
@@ -356,16 +363,16 @@ class ReferenceEngine:
             self.armed_ns[server] = due_ns
             if due_ns != NEVER:
                 at_ns = max(due_ns, now)
-                self._at(at_ns, RANK_TIMER, server, lambda _: self._timer(server, due_ns))
+                self._at(at_ns, RANK_TIMER, server, self._timer, server, due_ns)
 
     def _timer(self, server: int, due_ns: int) -> None:
         """The batcher's alarm rings, unless it has been set to another time since."""
         if self.armed_ns[server] != due_ns:
             return
-        if self.env.now - self.last_progress_ns > IDLE_LIMIT_NS:
+        if self.now_ns - self.last_progress_ns > IDLE_LIMIT_NS:
             return
         self.armed_ns[server] = NEVER
-        brain.advance(self.states[server], self.env.now)
+        brain.advance(self.states[server], self.now_ns)
         self._pump(server)
 
     # -- execution -------------------------------------------------------------------------------------------
@@ -373,7 +380,7 @@ class ReferenceEngine:
     def _start(self, server: int, consumer: int, requests: list[int], units: int, formed_ns: int) -> None:
         """A consumer takes a batch; it runs when the slice's stream is free."""
         model = self.model
-        now = self.env.now
+        now = self.now_ns
         self.last_progress_ns = now
         slice_index = model.servers[server].consumer_slice[consumer]
         start_ns = max(now, self.stream_free_ns[slice_index])
@@ -397,7 +404,7 @@ class ReferenceEngine:
             columns["batch_size"][request] = len(requests)
             columns["batch_units"][request] = units
             columns["attempts"][request] += 1
-        self._at(end_ns, RANK_EXECUTION_END, batch.batch_id, lambda _: self._end(batch))
+        self._at(end_ns, RANK_EXECUTION_END, batch.batch_id, self._end, batch)
         self._plan_next(batch, start_ns, end_ns)
 
     def _duration(
@@ -435,15 +442,15 @@ class ReferenceEngine:
         identity = self.consumer_base[server] + consumer
         self.credits[server][consumer] -= 1
         if self.credits[server][consumer] > 0:
-            brain.consumer_idle(self.states[server], self.env.now, consumer)
-        self._at(at_ns, RANK_CONSUMER_READY, identity, lambda _: self._consumer_ready(batch))
+            brain.consumer_idle(self.states[server], self.now_ns, consumer)
+        self._at(at_ns, RANK_CONSUMER_READY, identity, self._consumer_ready, batch)
 
     def _consumer_ready(self, batch: _Batch) -> None:
         if batch.epoch != self.slice_epoch[batch.slice_index]:
             return  # the slice has been lost since, and starts afresh when it returns
         server, consumer = batch.server, batch.consumer
         self.credits[server][consumer] += 1
-        brain.consumer_idle(self.states[server], self.env.now, consumer)
+        brain.consumer_idle(self.states[server], self.now_ns, consumer)
         self._pump(server)
 
     def _end(self, batch: _Batch) -> None:
@@ -467,7 +474,7 @@ class ReferenceEngine:
 
     def _finish(self, request: int, outcome: int) -> None:
         """A request has its answer, or its refusal."""
-        now = self.env.now
+        now = self.now_ns
         self.last_progress_ns = now
         model_index = self.model_of[request]
         self._leave_server(request)
@@ -502,7 +509,7 @@ class ReferenceEngine:
         """A slice drops out: what it executes is lost, what waited for it alone moves elsewhere."""
         if not self.slice_up[slice_index]:
             return
-        now = self.env.now
+        now = self.now_ns
         self.slice_up[slice_index] = False
         self.slice_epoch[slice_index] += 1
         self.down_since_ns[slice_index] = now
@@ -556,7 +563,7 @@ class ReferenceEngine:
     def _slice_returns(self, slice_index: int) -> None:
         if self.slice_up[slice_index]:
             return
-        now = self.env.now
+        now = self.now_ns
         self.slice_up[slice_index] = True
         self.outages.append((slice_index, self.down_since_ns[slice_index], now))
         self.down_since_ns[slice_index] = NONE

@@ -70,7 +70,7 @@ def ready_ns(backend: int, start_ns: int, end_ns: int, consumed_ns: int) -> int:
     -------
     int
     """
-    if backend == BACKEND_TRT or backend == BACKEND_EAGER:
+    if backend in (BACKEND_TRT, BACKEND_EAGER):
         if start_ns + consumed_ns < end_ns:
             return start_ns + consumed_ns
         return end_ns

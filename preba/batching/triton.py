@@ -40,7 +40,7 @@ from preba.batching.triton_layout import (
     S_PREFETCH,
     S_RATE_LIMITED,
     S_SWEEP,
-    SWEEP_NS,
+    TICK_NS,
     V_ASKING,
     V_BLOCKED,
     V_CLOSED,
@@ -50,6 +50,7 @@ from preba.batching.triton_layout import (
     V_CURSOR_UNITS,
     V_CURSOR_VALID,
     V_DEADLINES,
+    V_IDLING,
     V_MISSED,
     V_NEXT_PREFERRED,
     V_NOTIFIED,
@@ -94,6 +95,8 @@ def triton_enqueue(state: BatcherState, now_ns: int, request: int) -> int:
         state.request_deadline_ns[request] = now_ns + timeout_ns
         if state.policy[level * POLICY_ROW + P_DELAY_ACTION] == 0:
             state.scalar[V_DEADLINES] += 1
+    if state.scalar[V_WAITING] == 0 and state.scalar[V_IDLING] == 1:
+        roll(state, V_DUE_NS, now_ns)
     queue_push(state, 2 * level, request)
     cursor_level = state.scalar[V_CURSOR_LEVEL]
     if level < cursor_level or (level == cursor_level and state.scalar[V_CURSOR_DELAYED] == 1):
@@ -131,15 +134,23 @@ def triton_consumer_idle(state: BatcherState, now_ns: int, consumer: int) -> Non
     state.scalar[V_ASKING] += 1
     if state.setting[S_DYNAMIC] == 0:
         return
-    if state.setting[S_PREFETCH] == 0 and state.scalar[V_BLOCKED] == 1:
+    if state.setting[S_PREFETCH] == 0 and state.scalar[V_ASKING] == 1 and state.scalar[V_WAITING] > 0:
         # The end of execution notifies the batcher, and only then does the thread count as waiting. If the
         # batcher looks in between it goes back to sleep and nobody wakes it but an arrival or its own tick.
         state.scalar[V_RETURNS] += 1
         if wake_is_lost(state) == 1:
-            roll_sweep(state, now_ns)
+            if state.scalar[V_BLOCKED] == 0:
+                block(state, now_ns)
+            roll(state, V_SWEEP_NS, now_ns)
             state.scalar[V_MISSED] = 1
             return
     state.scalar[V_NOTIFIED] = 1
+
+
+def block(state: BatcherState, now_ns: int) -> None:
+    """Puts the batcher to sleep until a slot is free."""
+    state.scalar[V_BLOCKED] = 1
+    state.scalar[V_SWEEP_NS] = now_ns + TICK_NS
 
 
 def wake_is_lost(state: BatcherState) -> int:
@@ -168,24 +179,23 @@ def triton_consumer_lost(state: BatcherState, now_ns: int, consumer: int) -> Non
 def triton_advance(state: BatcherState, now_ns: int) -> None:
     """Lets the batcher's sleep run out if it is due."""
     if state.scalar[V_BLOCKED] == 0:
-        if state.scalar[V_DUE_NS] <= now_ns:
-            state.scalar[V_DUE_NS] = NEVER
+        if state.scalar[V_WAITING] > 0 and state.scalar[V_DUE_NS] <= now_ns:
             state.scalar[V_NOTIFIED] = 1
         return
     if state.scalar[V_SWEEP_NS] > now_ns:
         return
-    roll_sweep(state, now_ns)
+    roll(state, V_SWEEP_NS, now_ns)
     if slot_free(state) == 1:
         state.scalar[V_NOTIFIED] = 1
     elif state.setting[S_SWEEP] == 1:
         sweep(state, now_ns)
 
 
-def roll_sweep(state: BatcherState, now_ns: int) -> None:
-    """Moves the tick of a blocked batcher to its next multiple after now."""
-    if state.scalar[V_SWEEP_NS] <= now_ns:
-        passed = (now_ns - state.scalar[V_SWEEP_NS]) // SWEEP_NS + 1
-        state.scalar[V_SWEEP_NS] += passed * SWEEP_NS
+def roll(state: BatcherState, due: int, now_ns: int) -> None:
+    """Moves a tick of the batcher (``V_DUE_NS`` or ``V_SWEEP_NS``) to its next multiple after now."""
+    if state.scalar[due] <= now_ns:
+        passed = (now_ns - state.scalar[due]) // TICK_NS + 1
+        state.scalar[due] += passed * TICK_NS
 
 
 def sweep(state: BatcherState, now_ns: int) -> None:
@@ -210,6 +220,8 @@ def sweep(state: BatcherState, now_ns: int) -> None:
 def triton_due_ns(state: BatcherState) -> int:
     """When the batcher's sleep runs out, if that can change anything."""
     if state.scalar[V_BLOCKED] == 0:
+        if state.scalar[V_WAITING] == 0:
+            return NEVER
         return state.scalar[V_DUE_NS]
     if state.scalar[V_MISSED] == 1:
         return state.scalar[V_SWEEP_NS]
@@ -241,11 +253,13 @@ def batcher_run(state: BatcherState, now_ns: int) -> None:
         if state.scalar[V_SATURATED] == 1 or state.scalar[V_STALE] == 1:
             payload_new(state)
         state.scalar[V_DUE_NS] = NEVER
+        state.scalar[V_IDLING] = 0
         if state.scalar[V_WAITING] == 0:
+            state.scalar[V_IDLING] = 1
+            state.scalar[V_DUE_NS] = now_ns + TICK_NS
             return
         if slot_free(state) == 0:
-            state.scalar[V_BLOCKED] = 1
-            state.scalar[V_SWEEP_NS] = now_ns + SWEEP_NS
+            block(state, now_ns)
             return
         wait_ns = scan(state, now_ns)
         if wait_ns > 0:

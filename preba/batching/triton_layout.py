@@ -33,6 +33,7 @@ V_ASKING = V_POLICY_FIRST + 12  # the server's count of waiting consumers
 V_QUEUE_LENGTH = V_POLICY_FIRST + 13  # payloads any instance may take
 V_DEADLINES = V_POLICY_FIRST + 14  # waiting requests that a sweep could reject
 V_RETURNS = V_POLICY_FIRST + 15  # times a consumer came back to a blocked batcher
+V_IDLING = V_POLICY_FIRST + 26  # 1: the batcher went to sleep because nothing waited
 
 # The cursor: how far the last scan of the waiting requests came.
 V_CURSOR_VALID = V_POLICY_FIRST + 16
@@ -64,5 +65,5 @@ STAGE_ALLOCATED = 3
 # payload_flag
 PAYLOAD_CLOSED = 1  # ended by a request of another shape: never merged
 
-SWEEP_NS = 500_000_000
-"""Period at which a batcher without a free slot looks again (core, dynamic_batch_scheduler.cc)."""
+TICK_NS = 500_000_000
+"""Longest sleep of a batcher that waits for requests or for a slot (core, dynamic_batch_scheduler.cc)."""

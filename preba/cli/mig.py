@@ -104,7 +104,7 @@ def read(
         raise MissingFileError(f"{file}: no such file") from None
     except (IsADirectoryError, UnicodeDecodeError) as problem:
         raise FormatError(f"{file}: not a text file ({problem})") from problem
-    if re.search(r"^\s*mig-configs\s*:|\"mig-configs\"", text, re.MULTILINE):
+    if "mig-configs" in text or file.suffix in {".yaml", ".yml"}:
         _read_mig_parted(file, console, as_json=as_json)
     elif "GPU instance profiles" in text:
         _read_listing(text, str(file), console, as_json=as_json)
@@ -145,7 +145,7 @@ def _gib(memory_mib: int | None) -> str:
 
 
 def _table(*columns: str, left: Iterable[str] = ()) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in columns:
         side = name in left
         table.add_column(name, justify="left" if side else "right", no_wrap=not side, overflow="fold")
@@ -298,9 +298,8 @@ def _print_plan(wanted: Plan, console: Console) -> None:
         line(f"  {command}")
     left = wanted.leftover
     free = ", ".join(map(str, left.free_memory_slices)) or "none"
-    line(
-        f"left over: {left.free_compute_slices} of {partition.device.compute_slices} compute slices; memory slices {free}"
-    )
+    compute = f"{left.free_compute_slices} of {partition.device.compute_slices} compute slices"
+    line(f"left over: {compute}; memory slices {free}")
     for name, starts in left.fits.items():
         line(f"  {name} still fits at {', '.join(map(str, starts))}")
     line("Kubernetes: " + ", ".join(f"{name}: {count}" for name, count in wanted.kubernetes.items()))
@@ -367,29 +366,30 @@ def _read_placements(text: str, origin: str, console: Console, *, as_json: bool)
 def _read_mig_parted(file: Path, console: Console, *, as_json: bool) -> None:
     found = read_mig_parted(file)
     catalogue = [load_device(name) for name in device_names()]
-    rows = [
-        {
-            "label": label,
-            "entry": index,
-            "device_filter": entry.device_filter,
-            "devices": entry.devices,
-            "mig_enabled": entry.mig_enabled,
-            "mig_devices": entry.counts,
-            "possible_on": _possible_on(found, label, index, catalogue),
-        }
-        for label, entries in found.mig_configs.items()
-        for index, entry in enumerate(entries)
-    ]
+    entries = [(label, index, e) for label, es in found.mig_configs.items() for index, e in enumerate(es)]
+    possible = [_possible_on(found, label, index, catalogue) for label, index, _ in entries]
     if as_json:
+        rows = [
+            {
+                "label": label,
+                "entry": index,
+                "device_filter": entry.device_filter,
+                "devices": entry.devices,
+                "mig_enabled": entry.mig_enabled,
+                "mig_devices": entry.counts,
+                "possible_on": names,
+            }
+            for (label, index, entry), names in zip(entries, possible, strict=True)
+        ]
         _print_json({"kind": "mig-parted", "version": found.version, "configs": rows})
         return
     table = _table("label", "GPUs", "slices", "possible on", left=("label", "GPUs", "slices", "possible on"))
-    for row, entry in zip(rows, (e for entries in found.mig_configs.values() for e in entries), strict=True):
+    for (label, _, entry), names in zip(entries, possible, strict=True):
         gpus = "all" if entry.devices == "all" else ", ".join(map(str, entry.devices))
         slices = ", ".join(f"{count}x{name}" for name, count in entry.counts.items())
         off = "none" if entry.mig_enabled else "MIG off"
-        where = ", ".join(row["possible_on"]) if entry.counts else "any"
-        table.add_row(row["label"], gpus, slices or off, where or "no device of the catalogue")
+        where = ", ".join(names) if entry.counts else "any"
+        table.add_row(label, gpus, slices or off, where or "no device of the catalogue")
     console.print(table)
 
 

@@ -18,7 +18,7 @@ from preba.errors import FormatError, OutputError, PartitionError, nearest
 from preba.mig.catalogue import PROFILE_NAME, Device
 from preba.mig.placement import Partition, resolve_partition
 from preba.strict import StrictModel
-from preba.strictfile import read_yaml, validate
+from preba.strictfile import Lines, read_yaml, validate
 
 __all__ = ["MigPartedEntry", "MigPartedFile", "mig_parted_text", "read_mig_parted", "write_mig_parted"]
 
@@ -31,19 +31,9 @@ def _hyphens(name: str) -> str:
 
 
 class _Hyphenated(StrictModel):
-    """A model whose keys are written with hyphens; an unknown key names its nearest neighbour."""
+    """A model whose keys are written with hyphens."""
 
     model_config = ConfigDict(alias_generator=_hyphens)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_keys(cls, data: Any) -> Any:  # noqa: ANN401 - whatever the file holds
-        if isinstance(data, dict):
-            known = [_hyphens(name) for name in cls.model_fields]
-            for key in data:
-                if key not in known:
-                    raise ValueError(f"unexpected field {key!r}{nearest(str(key), known)}")
-        return data
 
 
 DeviceFilter = Annotated[str, Field(pattern="^0[xX][0-9A-Fa-f]{8}")]
@@ -157,7 +147,25 @@ def read_mig_parted(path: Path) -> MigPartedFile:
         data, lines = yaml.safe_load(texts[0]), {}
     if not isinstance(data, Mapping):
         raise FormatError(f"(top level): must be a mapping with version and mig-configs ({path})")
+    _check_keys(MigPartedFile, data, (), origin=str(path), lines=lines)
+    configs = data.get("mig-configs")
+    for label, entries in configs.items() if isinstance(configs, Mapping) else ():
+        for index, entry in enumerate(entries) if isinstance(entries, list) else ():
+            place = ("mig-configs", str(label), str(index))
+            _check_keys(MigPartedEntry, entry, place, origin=str(path), lines=lines)
     return validate(MigPartedFile, data, origin=str(path), lines=lines, error=FormatError)
+
+
+def _check_keys(
+    model: type[_Hyphenated], data: object, place: tuple[str, ...], *, origin: str, lines: Lines
+) -> None:
+    """Refuse a key the form does not have, and suggest the nearest one as it is written."""
+    known = [_hyphens(name) for name in model.model_fields]
+    for key in data if isinstance(data, Mapping) else ():
+        if key not in known:
+            path = (*place, str(key))
+            where = f"{origin}:{lines[path]}" if path in lines else origin
+            raise FormatError(f"{'.'.join(path)}: unexpected field{nearest(str(key), known)} ({where})")
 
 
 def mig_parted_text(partitions: Mapping[str, Sequence[Partition]]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from preba.arrivals import Horizon, RateChange
-from preba.jitter import JitterConfig, LogNormalJitter, NoJitter
+from preba.jitter import NoJitter
 from preba.scenario.resolve import ResolvedModel, ResolvedScenario
 from preba.scenario.schema import RateChanges
 from preba.trace import StreamSpec, Trace, draw_trace
@@ -56,19 +56,12 @@ def _stream_spec(model: ResolvedModel) -> StreamSpec:
     return StreamSpec(
         arrivals=config.arrivals,
         sizes=config.sizes,
-        execution_jitter=config.execution_jitter or _profile_jitter(model),
+        execution_jitter=config.execution_jitter or model.profile.jitter,
         preprocess_jitter=config.preprocess_jitter or NoJitter(kind="none"),
         batch_units=config.batch_units,
         priority_shares=config.priority_shares,
         timeout_ns=ns_from_ms(config.timeout_ms),
     )
-
-
-def _profile_jitter(model: ResolvedModel) -> JitterConfig:
-    jitter = model.profile.jitter
-    if jitter.kind == "none":
-        return NoJitter(kind="none")
-    return LogNormalJitter(kind="lognormal", cv=jitter.cv)
 
 
 def offered_duration_ns(resolved: ResolvedScenario, trace: Trace) -> int:

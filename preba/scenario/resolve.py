@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from preba.arrivals import ReplayArrivals
 from preba.errors import ScenarioError
-from preba.hardware import Hardware, resolve_hardware
+from preba.hardware import Hardware, HardwareConfig, resolve_hardware
 from preba.mig.catalogue import Device, load_device
 from preba.mig.placement import resolve_partition
-from preba.preprocessing import DaliSlicePreprocessing
+from preba.preprocessing import DaliSlicePreprocessing, inline_costs
 from preba.profile import LatencyProfile, load_profile
 from preba.records import SliceFacts
 from preba.scenario.schema import Model, Scenario
+from preba.sizes import EmpiricalSizes
 from preba.strict import Provenance
 
 
@@ -67,7 +69,13 @@ class ResolvedScenario:
     def provenance(self) -> list[tuple[str, Provenance]]:
         """Where the numbers of profiles and devices come from."""
         found = [(f"latency profile {m.profile.name}", m.profile.provenance) for m in self.models]
-        found += [(f"device {device.name}", device.provenance) for device in dict.fromkeys(self.gpu_devices)]
+        found += [(f"device {device.name}", device.provenance) for device in self.gpu_devices]
+        for model in self.models:
+            sizes = model.config.sizes.provenance()
+            if sizes is not None:
+                found.append((f"input sizes of {model.config.name}", sizes))
+            for part, provenance in sorted(model.profile.parts.items()):
+                found.append((f"latency profile {model.profile.name}: {part}", provenance))
         return list(dict(found).items())
 
 
@@ -89,7 +97,9 @@ def resolve(scenario: Scenario, *, folder: Path) -> ResolvedScenario:
     ScenarioError, PartitionError, ProfileError, MissingFileError
         Something named does not exist or does not fit.
     """
-    profiles = tuple(load_profile(_from(folder, model.profile)) for model in scenario.models)
+    scenario = inline(scenario, folder=folder)
+    profiles = tuple(_profile(model.profile, folder) for model in scenario.models)
+    _check_modalities(scenario, profiles)
     slices, devices = _slices(scenario, folder)
     reserved = _reserved(scenario, slices)
     assigned = _assign(scenario, slices, reserved)
@@ -123,6 +133,47 @@ def resolve(scenario: Scenario, *, folder: Path) -> ResolvedScenario:
     return ResolvedScenario(scenario, folder, units, models, hardware, devices)
 
 
+def inline(scenario: Scenario, *, folder: Path) -> Scenario:
+    """Puts everything a scenario names into it: profiles, devices, costs, hardware; data files by absolute path.
+
+    The result needs no other file but recorded arrivals and sizes, and inlining it again changes nothing.
+    """
+    models = []
+    for model in scenario.models:
+        changes: dict[str, object] = {"profile": _profile(model.profile, folder)}
+        if isinstance(model.arrivals, ReplayArrivals):
+            changes["arrivals"] = model.arrivals.located(folder)
+        if isinstance(model.sizes, EmpiricalSizes):
+            changes["sizes"] = model.sizes.located(folder)
+        models.append(model.model_copy(update=changes))
+    gpus = tuple(gpu.model_copy(update={"device": _device(gpu.device, folder)}) for gpu in scenario.gpus)
+    return scenario.model_copy(
+        update={
+            "models": tuple(models),
+            "gpus": gpus,
+            "preprocessing": inline_costs(scenario.preprocessing, folder=folder),
+            "hardware": HardwareConfig(use=resolve_hardware(scenario.hardware, folder=folder)),
+        }
+    )
+
+
+def _profile(given: str | LatencyProfile, folder: Path) -> LatencyProfile:
+    return load_profile(_from(folder, given)) if isinstance(given, str) else given
+
+
+def _device(given: str | Device, folder: Path) -> Device:
+    return load_device(_from(folder, given)) if isinstance(given, str) else given
+
+
+def _check_modalities(scenario: Scenario, profiles: Sequence[LatencyProfile]) -> None:
+    for index, (model, profile) in enumerate(zip(scenario.models, profiles, strict=True)):
+        if model.sizes.modality != profile.modality:
+            raise ScenarioError(
+                f"scenario.models[{index}].sizes: gives {model.sizes.modality} inputs, but profile {profile.name!r} "
+                f"takes {profile.modality}"
+            )
+
+
 def _from(folder: Path, name: str) -> str:
     """A name as it is; a relative path taken from the scenario's own folder if it is there."""
     beside = folder / name
@@ -133,7 +184,7 @@ def _slices(scenario: Scenario, folder: Path) -> tuple[list[SliceUnit], tuple[De
     units: list[SliceUnit] = []
     devices: list[Device] = []
     for position, gpu in enumerate(scenario.gpus):
-        device = load_device(_from(folder, gpu.device))
+        device = _device(gpu.device, folder)
         where = f"scenario.gpus[{position}].partition"
         partition = resolve_partition(device, gpu.partition, where=where)
         for _ in range(gpu.count):
@@ -147,7 +198,7 @@ def _slices(scenario: Scenario, folder: Path) -> tuple[list[SliceUnit], tuple[De
                         gpu_index=gpu_index,
                         profile=placed.profile,
                         gpcs=placed.gpcs,
-                        jpeg_engines=placed.jpeg_engines,
+                        jpeg_engines=placed.jpeg_engines or 0,
                         model_index=None,
                         role="unused",
                     )
