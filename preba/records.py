@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -289,3 +289,30 @@ def read_records(path: Path) -> tuple[Records, dict[str, str]]:
             columns[name] = column.combine_chunks().fill_null(-1).to_numpy(zero_copy_only=False).astype(dtype)
     raw = (table.schema.metadata or {}).get(b"preba", b"{}")
     return Records(**columns), json.loads(raw)
+
+
+def write_spans(path: Path, spans: StationSpans, stations: Sequence[StationFacts]) -> None:
+    """Writes station visits as Parquet, the station by name.
+
+    Parameters
+    ----------
+    path : Path
+    spans : StationSpans
+    stations : sequence of StationFacts
+        In the order of ``station_index``.
+
+    Raises
+    ------
+    OutputError
+        The file cannot be written.
+    """
+    columns: dict[str, Any] = {
+        field.name: getattr(spans, field.name) for field in dataclasses.fields(spans) if field.name != "station_index"
+    }
+    names = pa.array([station.name for station in stations], type=pa.string())
+    codes = pa.array(spans.station_index, type=pa.int32())
+    table = pa.table({"station": pa.DictionaryArray.from_arrays(codes, names), **columns})
+    try:
+        pq.write_table(table, path, compression="zstd")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot write station visits: {error}") from error

@@ -10,6 +10,7 @@ from preba.errors import UnsupportedError, nearest
 from preba.records import Records, RunResult, StationFacts, StationSpans
 from preba.scenario.draw import draw_scenario_trace, offered_duration_ns
 from preba.scenario.resolve import ResolvedScenario
+from preba.strict import Provenance
 from preba.trace import Trace
 from sim.capacity import StageLoad, overload_warnings, stage_loads
 from sim.model import SimModel, build_model
@@ -35,6 +36,8 @@ class Simulation:
         Offered load against capacity per stage, heaviest first; empty for closed loops.
     warnings : tuple of str
         Overload and the like.
+    provenance : tuple of (what, Provenance)
+        Of the preprocessing stations' numbers.
     wall_s : float
         Time the engine took.
     """
@@ -43,6 +46,7 @@ class Simulation:
     trace: Trace
     loads: tuple[StageLoad, ...]
     warnings: tuple[str, ...]
+    provenance: tuple[tuple[str, Provenance], ...]
     wall_s: float
 
 
@@ -102,4 +106,6 @@ def simulate(
     pending = int((records.outcome == 4).sum())
     if pending:
         warnings.append(f"{pending} requests were never served: the slices they waited for did not come back")
-    return Simulation(result, trace, tuple(loads), tuple(warnings), wall_s)
+    return Simulation(
+        result, trace, tuple(loads), tuple(warnings), model.preprocessing.provenance, wall_s
+    )

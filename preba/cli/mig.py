@@ -219,7 +219,7 @@ def _print_profiles(device: Device, console: Console) -> None:
         left=("profile", "starts:size"),
     )
     for profile in device.profiles:
-        starts = "?" if profile.starts is None else ",".join(map(str, profile.starts))
+        places = "?" if profile.starts is None else f"{','.join(map(str, profile.starts))}:{profile.size}"
         table.add_row(
             profile.name,
             _known(profile.profile_id),
@@ -227,7 +227,7 @@ def _print_profiles(device: Device, console: Console) -> None:
             _gib(profile.memory_mib),
             *(_known(getattr(profile, field)) for field in ENGINES),
             str(profile.instances_max),
-            f"{starts}:{_known(profile.size)}",
+            places,
         )
     console.print(table)
 

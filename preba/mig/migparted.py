@@ -144,7 +144,10 @@ def read_mig_parted(path: Path) -> MigPartedFile:
         )
         if len(texts) != 1:
             raise FormatError(f"data: holds {len(texts)} mig-parted configurations, one is needed ({path})")
-        data, lines = yaml.safe_load(texts[0]), {}
+        try:
+            data, lines = yaml.safe_load(texts[0]), {}
+        except yaml.YAMLError as problem:
+            raise FormatError(f"data: the configuration in it is not YAML ({path})") from problem
     if not isinstance(data, Mapping):
         raise FormatError(f"(top level): must be a mapping with version and mig-configs ({path})")
     _check_keys(MigPartedFile, data, (), origin=str(path), lines=lines)

@@ -55,6 +55,8 @@ class Difference:
     catalogue: object
 
     def __str__(self) -> str:
+        if self.field == "profile":
+            return f"{self.profile}: only in the {'catalogue' if self.listed is None else 'listing'}"
         return f"{self.profile}: {self.field} {_said(self.listed)} here, {_said(self.catalogue)} in the catalogue"
 
 

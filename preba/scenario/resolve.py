@@ -19,6 +19,12 @@ from preba.sizes import EmpiricalSizes
 from preba.strict import Provenance
 
 
+PartitionSpec = str | dict[str, int] | tuple[str, ...]
+
+WHOLE = "full"
+"""Name of an unpartitioned GPU, in partitions and in latency profiles."""
+
+
 @dataclass(frozen=True)
 class SliceUnit:
     """One slice of one GPU of the scenario."""
@@ -186,24 +192,38 @@ def _slices(scenario: Scenario, folder: Path) -> tuple[list[SliceUnit], tuple[De
     for position, gpu in enumerate(scenario.gpus):
         device = _device(gpu.device, folder)
         where = f"scenario.gpus[{position}].partition"
-        partition = resolve_partition(device, gpu.partition, where=where)
+        cut = [_whole(device)] if gpu.partition == WHOLE else _cut(device, gpu.partition, where)
         for _ in range(gpu.count):
-            gpu_index = len(devices)
-            devices.append(device)
-            for placed in partition.slices:
+            prefix = f"gpu{len(devices)}"
+            for label, profile, gpcs, jpeg_engines in cut:
                 units.append(
                     SliceUnit(
                         index=len(units),
-                        name=f"gpu{gpu_index}/{placed.profile}@{placed.start}",
-                        gpu_index=gpu_index,
-                        profile=placed.profile,
-                        gpcs=placed.gpcs,
-                        jpeg_engines=placed.jpeg_engines or 0,
+                        name=f"{prefix}/{label}",
+                        gpu_index=len(devices),
+                        profile=profile,
+                        gpcs=gpcs,
+                        jpeg_engines=jpeg_engines,
                         model_index=None,
                         role="unused",
                     )
                 )
+            devices.append(device)
     return units, tuple(devices)
+
+
+def _whole(device: Device) -> tuple[str, str, int, int]:
+    """A GPU with MIG off, as (label, profile, gpcs, jpeg engines)."""
+    return WHOLE, WHOLE, device.compute_slices, max(p.jpeg_engines or 0 for p in device.profiles)
+
+
+def _cut(device: Device, spec: PartitionSpec, where: str) -> list[tuple[str, str, int, int]]:
+    """The slices of a MIG partition, as (label, profile, gpcs, jpeg engines)."""
+    partition = resolve_partition(device, spec, where=where)
+    return [
+        (f"{placed.profile}@{placed.start}", placed.profile, placed.gpcs, placed.jpeg_engines or 0)
+        for placed in partition.slices
+    ]
 
 
 def _reserved(scenario: Scenario, slices: Sequence[SliceUnit]) -> set[int]:

@@ -43,7 +43,7 @@ class Gpu(StrictModel):
     """One or more equal GPUs and how each is partitioned.
 
     ``device`` names a file in configs/devices (or is one, or the device itself).
-    ``partition`` is ``"7x1g.5gb"``, ``{profile: count}`` or a list of explicit placements ``["3g.20gb@4", ..]``.
+    ``partition`` is ``"full"`` (MIG off), ``"7x1g.5gb"``, ``{profile: count}`` or a list of explicit placements ``["3g.20gb@4", ..]``.
     """
 
     device: str | Device

@@ -1,0 +1,94 @@
+"""Writing a run's folder: records, traffic, resolved scenario, summary and report, all or nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from preba import __version__
+from preba.arrivals import ReplayArrivals
+from preba.errors import OutputError
+from preba.records import write_records, write_spans
+from preba.report.context import ReportContext
+from preba.report.html import render_html
+from preba.scenario.dump import scenario_yaml
+from preba.scenario.resolve import ResolvedScenario
+from preba.scenario.schema import Scenario
+from preba.sizes import EmpiricalSizes
+from preba.trace import write_trace
+from sim.run import Simulation
+
+INPUTS = "inputs"
+
+
+def write_run(
+    folder: Path, resolved: ResolvedScenario, simulation: Simulation, context: ReportContext, summary: dict[str, Any]
+) -> None:
+    """Writes everything about a run to a folder.
+
+    ``records.parquet`` (one row per request), ``stations.parquet`` (one row per visit to a preprocessing station),
+    ``trace.parquet`` (the traffic as drawn), ``scenario.yaml`` (resolved: running it again reproduces the records bit
+    for bit), ``summary.json`` and ``report.html``; recorded inputs are copied to ``inputs/``.
+
+    Parameters
+    ----------
+    folder : Path
+        Created if needed; files of an earlier run are replaced.
+    resolved, simulation, context, summary
+        As ``preba.cli.simulate`` has them.
+
+    Raises
+    ------
+    OutputError
+        The folder cannot be written; nothing in it has changed then.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if folder.exists() and not folder.is_dir():
+            raise OutputError(f"--out {folder}: is a file, not a folder")
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+            _fill(Path(temporary), resolved, simulation, context, summary)
+            folder.mkdir(exist_ok=True)
+            for item in sorted(Path(temporary).iterdir()):
+                target = folder / item.name
+                if target.is_dir():
+                    shutil.rmtree(target)
+                item.replace(target)
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(f"--out {folder}: cannot be written: {error.strerror or error}") from error
+
+
+def _fill(
+    folder: Path, resolved: ResolvedScenario, simulation: Simulation, context: ReportContext, summary: dict[str, Any]
+) -> None:
+    scenario = _with_inputs(resolved.scenario, folder)
+    metadata = {"preba": __version__, "scenario": scenario.name, "engine": simulation.result.engine}
+    write_records(folder / "records.parquet", simulation.result.records, metadata)
+    write_spans(folder / "stations.parquet", simulation.result.spans, simulation.result.stations)
+    write_trace(folder / "trace.parquet", simulation.trace)
+    (folder / "scenario.yaml").write_text(scenario_yaml(scenario), encoding="utf-8")
+    text = json.dumps(summary, indent=2, allow_nan=False)
+    (folder / "summary.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "report.html").write_text(render_html(simulation.result, context, summary), encoding="utf-8")
+
+
+def _with_inputs(scenario: Scenario, folder: Path) -> Scenario:
+    """Copies recorded arrivals and sizes beside the scenario and names them there."""
+    models = []
+    for index, model in enumerate(scenario.models):
+        changes: dict[str, object] = {}
+        for field in ("arrivals", "sizes"):
+            config = getattr(model, field)
+            if isinstance(config, ReplayArrivals | EmpiricalSizes):
+                source = Path(config.file)
+                (folder / INPUTS).mkdir(exist_ok=True)
+                name = f"{INPUTS}/{index}-{field}-{source.name}"
+                shutil.copyfile(source, folder / name)
+                changes[field] = config.model_copy(update={"file": name})
+        models.append(model.model_copy(update=changes))
+    return scenario.model_copy(update={"models": tuple(models)})

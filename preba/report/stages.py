@@ -1,0 +1,84 @@
+"""Where each request's latency went: disjoint stages whose sum is the latency, to the nanosecond. No statistics."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preba.records import Records
+
+__all__ = ["STAGES", "STAGE_LABELS", "stage_ns"]
+
+STAGES = (
+    "generator_lag",
+    "preprocess_wait",
+    "preprocess_service",
+    "hop",
+    "batching",
+    "slice_queue",
+    "slice_preprocess",
+    "execution",
+    "response",
+)
+"""All stages, in the order in which a request passes them."""
+
+STAGE_LABELS = {
+    "generator_lag": "load generator's lag",
+    "preprocess_wait": "waiting for preprocessing",
+    "preprocess_service": "preprocessing",
+    "hop": "hop to the server",
+    "batching": "batching",
+    "slice_queue": "waiting for a slice",
+    "slice_preprocess": "preprocessing on the slice",
+    "execution": "execution",
+    "response": "response",
+    "total": "total latency",
+}
+"""What to call each stage, and their sum, in tables and plots."""
+
+
+def stage_ns(records: Records) -> dict[str, NDArray[np.int64]]:
+    """Splits the latency of served requests into stages.
+
+    Parameters
+    ----------
+    records : Records
+        Served requests only.
+
+    Returns
+    -------
+    dict of str to int64[n]
+        Nanoseconds per request of each of ``STAGES``, in that order; their sum is ``records.latency_ns``.
+
+    Raises
+    ------
+    ValueError
+        A request was not served.
+
+    Notes
+    -----
+    * ``generator_lag``: scheduled until issued; 0 in a simulation.
+    * ``preprocess_wait``: waiting for preprocessing units, in front of the first station and between stations.
+    * ``preprocess_service``: the rest from issue to the last preprocessing's end.
+    * ``hop``: from there to the batcher: the link to the GPU (its queue included) and the front end's overhead.
+    * ``batching``: in the batcher until the batch was complete. Of a request whose slice was lost, its first
+      attempt too.
+    * ``slice_queue``: the complete batch waiting for its slice.
+    * ``slice_preprocess``: the part of the time on the slice that preprocessing takes (DALI sharing it).
+    * ``execution``: the rest of the time on the slice.
+    * ``response``: from the batch's end to the answer, waiting for earlier answers included.
+    """
+    if not bool(np.all(records.served)):
+        raise ValueError("stages exist for served requests only")
+    on_slice_ns = records.execution_end_ns - records.execution_start_ns
+    return {
+        "generator_lag": records.issued_ns - records.scheduled_ns,
+        "preprocess_wait": records.preprocess_wait_ns,
+        "preprocess_service": records.preprocess_end_ns - records.issued_ns - records.preprocess_wait_ns,
+        "hop": records.enqueued_ns - records.preprocess_end_ns,
+        "batching": records.dispatched_ns - records.enqueued_ns,
+        "slice_queue": records.execution_start_ns - records.dispatched_ns,
+        "slice_preprocess": records.slice_preprocess_ns,
+        "execution": on_slice_ns - records.slice_preprocess_ns,
+        "response": records.completed_ns - records.execution_end_ns,
+    }

@@ -1,0 +1,194 @@
+"""How busy units were and how long queues were, from intervals: exact integrals over time. No percentiles here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preba.records import Records, RunResult
+
+__all__ = [
+    "QUEUES",
+    "Intervals",
+    "disjoint",
+    "distinct_names",
+    "first_of_batch",
+    "integral_ns",
+    "outage_intervals",
+    "queue_intervals",
+    "slice_busy",
+    "station_busy",
+    "work_units",
+]
+
+Int64 = NDArray[np.int64]
+Float64 = NDArray[np.float64]
+
+QUEUES = ("preprocessing", "batcher", "formed")
+"""Waiting for preprocessing units; in a batcher; in a complete batch that waits for its slice."""
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Half-open spans of time [from_ns, to_ns), int64[k] each; they may overlap."""
+
+    from_ns: Int64
+    to_ns: Int64
+
+    def __len__(self) -> int:
+        return len(self.from_ns)
+
+
+def integral_ns(intervals: Intervals, edges_ns: Int64) -> Float64:
+    """How much interval time lies between neighbouring edges.
+
+    Parameters
+    ----------
+    intervals : Intervals
+    edges_ns : int64[b + 1]
+        Ascending.
+
+    Returns
+    -------
+    float64[b]
+        Nanoseconds per bin, overlapping intervals counted once each; divided by the bin's width this is the
+        mean number of intervals open in it.
+    """
+    elapsed = _elapsed(np.sort(intervals.from_ns), edges_ns) - _elapsed(np.sort(intervals.to_ns), edges_ns)
+    # Cancellation leaves rounding of either sign where nothing was open.
+    return np.maximum(np.diff(elapsed), 0.0)
+
+
+def _elapsed(times_ns: Int64, edges_ns: Int64) -> Float64:
+    """For each edge t, the sum of ``t - x`` over all sorted times x before it."""
+    if len(times_ns) == 0:
+        return np.zeros(len(edges_ns))
+    # Relative to the first edge, the sums stay small enough for doubles to keep single nanoseconds.
+    times = (times_ns - edges_ns[0]).astype(np.float64)
+    edges = (edges_ns - edges_ns[0]).astype(np.float64)
+    before = np.searchsorted(times_ns, edges_ns, side="left")
+    sums = np.concatenate(([0.0], np.cumsum(times)))
+    return edges * before - sums[before]
+
+
+def disjoint(intervals: Intervals) -> Intervals:
+    """The same covered time without overlaps: each interval starts where the earlier ones have ended."""
+    order = np.lexsort((intervals.to_ns, intervals.from_ns))
+    begin, end = intervals.from_ns[order], intervals.to_ns[order]
+    if len(begin) == 0:
+        return intervals
+    covered = np.concatenate(([begin[0]], np.maximum.accumulate(end)[:-1]))
+    begin = np.maximum(begin, covered)
+    some = end > begin
+    return Intervals(begin[some], end[some])
+
+
+def work_units(result: RunResult, station_index: int) -> list[Intervals]:
+    """When each unit of a preprocessing station was taken, without overlaps.
+
+    Requests of one batch share their unit's time, and a pipelined unit is free again before its request leaves.
+    """
+    spans = result.spans
+    mine = spans.station_index == station_index
+    unit, start, released = spans.unit_index[mine], spans.start_ns[mine], spans.released_ns[mine]
+    return [
+        disjoint(Intervals(start[unit == u], released[unit == u]))
+        for u in range(result.stations[station_index].units)
+    ]
+
+
+def station_busy(result: RunResult, station_index: int, edges_ns: Int64) -> Float64:
+    """Mean share of a station's units taken in each bin, float64[b] within 0..1."""
+    units = work_units(result, station_index)
+    total = sum((integral_ns(unit, edges_ns) for unit in units), np.zeros(len(edges_ns) - 1))
+    return np.minimum(total / (len(units) * np.diff(edges_ns)), 1.0)
+
+
+def first_of_batch(records: Records) -> NDArray[np.intp]:
+    """One row for each batch that was executed, in order of batch id."""
+    rows = np.flatnonzero(records.batch_id >= 0)
+    _, first = np.unique(records.batch_id[rows], return_index=True)
+    return rows[first]
+
+
+def slice_busy(result: RunResult, edges_ns: Int64) -> Float64:
+    """Time in which each slice executes or preprocesses.
+
+    Parameters
+    ----------
+    result : RunResult
+    edges_ns : int64[b + 1]
+
+    Returns
+    -------
+    float64[slices, b]
+        Nanoseconds. A slice given to DALI is busy when its unit of the ``dali`` station is; the k-th such slice
+        is the station's unit k.
+    """
+    batches = result.records.select(first_of_batch(result.records))
+    busy = np.zeros((len(result.slices), len(edges_ns) - 1))
+    for index in range(len(result.slices)):
+        mine = batches.slice_index == index
+        runs = Intervals(batches.execution_start_ns[mine], batches.execution_end_ns[mine])
+        busy[index] = integral_ns(disjoint(runs), edges_ns)
+    own = [index for index, unit in enumerate(result.slices) if unit.role == "preprocessing"]
+    for position, station in enumerate(result.stations):
+        if station.kind == "dali":
+            for index, unit in zip(own, work_units(result, position), strict=False):
+                busy[index] += integral_ns(unit, edges_ns)
+    return busy
+
+
+def outage_intervals(result: RunResult, slice_index: int) -> Intervals:
+    """When a slice was out of service."""
+    mine = [(begin, end) for index, begin, end in result.outages if index == slice_index]
+    table = np.array(mine, dtype=np.int64).reshape(-1, 2)
+    return disjoint(Intervals(table[:, 0], table[:, 1]))
+
+
+def queue_intervals(result: RunResult) -> dict[str, Intervals]:
+    """When each request waited in which queue, one interval per stay.
+
+    Returns
+    -------
+    dict of str to Intervals
+        Keys are ``QUEUES``. A request that was refused, or is waiting still, waited until its refusal or the end.
+    """
+    records = result.records
+    left_ns = np.where(records.completed_ns >= 0, records.completed_ns, result.end_ns)
+    entered = records.enqueued_ns >= 0
+    formed = records.dispatched_ns >= 0
+    formed_ns = np.where(formed, records.dispatched_ns, left_ns)
+    started_ns = np.where(records.execution_start_ns >= 0, records.execution_start_ns, left_ns)
+    return {
+        "preprocessing": _preprocessing_queue(result),
+        "batcher": _kept(records.enqueued_ns, formed_ns, entered),
+        "formed": _kept(records.dispatched_ns, started_ns, formed),
+    }
+
+
+def _preprocessing_queue(result: RunResult) -> Intervals:
+    spans, records = result.spans, result.records
+    if len(spans.request_id):
+        counts = np.array([station.kind != "hop" for station in result.stations])[spans.station_index]
+        return _kept(spans.arrived_ns, spans.start_ns, counts)
+    # A log without spans still says when preprocessing began.
+    return _kept(records.issued_ns, records.preprocess_start_ns, records.preprocess_start_ns >= 0)
+
+
+def _kept(from_ns: Int64, to_ns: Int64, mask: NDArray[np.bool_]) -> Intervals:
+    mask = mask & (to_ns > from_ns)
+    return Intervals(from_ns[mask], to_ns[mask])
+
+
+def distinct_names(names: Sequence[str]) -> list[str]:
+    """The names, with a counter behind those that occur again."""
+    seen: dict[str, int] = {}
+    found: list[str] = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        found.append(name if seen[name] == 1 else f"{name} #{seen[name]}")
+    return found

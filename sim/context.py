@@ -1,0 +1,43 @@
+"""What a report must know of a simulation beyond its records, gathered from the scenario. No numbers of its own."""
+
+from __future__ import annotations
+
+from preba.preprocessing import accelerator_count
+from preba.report.context import ReportContext, StageCapacity
+from preba.scenario.dump import scenario_yaml
+from preba.scenario.resolve import ResolvedScenario
+from preba.units import ns_from_s
+from sim.run import Simulation
+
+
+def report_context(resolved: ResolvedScenario, simulation: Simulation) -> ReportContext:
+    """Gathers the frame of a report.
+
+    Parameters
+    ----------
+    resolved : ResolvedScenario
+    simulation : Simulation
+
+    Returns
+    -------
+    ReportContext
+    """
+    scenario = resolved.scenario
+    run = scenario.run
+    modalities = [model.profile.modality for model in resolved.models]
+    return ReportContext(
+        scenario_name=scenario.name,
+        description=scenario.description,
+        scenario_text=scenario_yaml(scenario),
+        seed=scenario.seed,
+        warmup_requests=run.warmup_requests,
+        warmup_ns=None if run.warmup_s is None else ns_from_s(run.warmup_s),
+        slo_p99_ms=tuple(model.slo_p99_ms for model in scenario.models),
+        hardware=resolved.hardware,
+        gpu_count=len(resolved.gpu_devices),
+        gpcs_per_gpu=max(device.compute_slices for device in resolved.gpu_devices),
+        accelerator_used=accelerator_count(scenario.preprocessing, modalities) > 0,
+        provenance=(*resolved.provenance(), *simulation.provenance),
+        warnings=simulation.warnings,
+        capacities=tuple(StageCapacity(s.stage, s.offered_rps, s.capacity_rps) for s in simulation.loads),
+    )
