@@ -165,9 +165,8 @@ def plan_batcher(
         The batcher asks for a larger batch than the profile was measured for.
     """
     kinds = sorted(set(slice_profiles))
-    profile_max = min(profile.batch_max(kind) for kind in kinds)
     if isinstance(config, TritonBatcher):
-        return _plan_triton(config, profile_max, where)
+        return _plan_triton(config, profile, kinds, where)
     if isinstance(config, PrebaBatching):
         return _plan_preba(config, profile, slice_profiles, length_max_ns, where)
     if isinstance(config, NoBatching):
@@ -176,8 +175,8 @@ def plan_batcher(
         batch_max, delay_ns, late = config.batch_max or max(profile.batch_max(k) for k in kinds), 0, True
     else:
         batch_max, delay_ns, late = config.batch_max, ns_from_ms(config.timeout_ms), config.forms == "at_dispatch"
-    if not isinstance(config, GreedyBatching) or config.batch_max is not None:
-        _check_batch(batch_max, profile_max, profile, kinds, where)
+    # A batch formed when a slice takes it obeys that slice's own limit; one formed before must suit them all.
+    _check_batch(batch_max, profile, kinds, where, every_slice=not late)
     common = {s.S_BATCH_MAX: batch_max, s.S_DELAY_NS: delay_ns, s.S_QUEUE_MAX: config.queue_max}
     common[s.S_CONSUMER_CHOICE] = _choice(config.slice_choice)
     common[s.S_DUE_BATCH] = s.DUE_FROZEN
@@ -193,22 +192,22 @@ def plan_batcher(
 
 
 def _check_batch(
-    batch_max: int, profile_max: int, profile: LatencyProfile, kinds: Sequence[str], where: str
+    batch_max: int, profile: LatencyProfile, kinds: Sequence[str], where: str, *, every_slice: bool
 ) -> None:
-    if batch_max > profile_max:
-        smallest = min(kinds, key=profile.batch_max)
+    decisive = (min if every_slice else max)(kinds, key=profile.batch_max)
+    limit = profile.batch_max(decisive)
+    if batch_max > limit:
         raise ScenarioError(
-            f"{where}: batch of {batch_max} is larger than profile {profile.name!r} covers on {smallest} "
-            f"(at most {profile_max})"
+            f"{where}: a batch of {batch_max} is larger than profile {profile.name!r} covers on {decisive} "
+            f"(at most {limit})"
         )
 
 
-def _plan_triton(config: TritonBatcher, profile_max: int, where: str) -> BatcherPlan:
+def _plan_triton(
+    config: TritonBatcher, profile: LatencyProfile, kinds: Sequence[str], where: str
+) -> BatcherPlan:
     settings = config.to_settings()
-    if config.batch_max > profile_max:
-        raise ScenarioError(
-            f"{where}.max_batch_size: {config.batch_max} is larger than the profile covers (at most {profile_max})"
-        )
+    _check_batch(config.batch_max, profile, kinds, f"{where}.max_batch_size", every_slice=True)
     return BatcherPlan(
         setting=tuple(settings.setting),
         preferred=tuple(settings.preferred),
@@ -242,7 +241,7 @@ def _plan_preba(
         delay_ns.append(time_knee_ns if config.time_queue_ms is None else ns_from_ms(config.time_queue_ms))
     if config.batch_max is not None:
         kinds = sorted(set(slice_profiles))
-        _check_batch(config.batch_max, min(profile.batch_max(k) for k in kinds), profile, kinds, where)
+        _check_batch(config.batch_max, profile, kinds, f"{where}.batch_max", every_slice=True)
     values = {
         s.S_BATCH_MAX: max(batch_max),
         s.S_QUEUE_MAX: config.queue_max,

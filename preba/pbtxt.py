@@ -65,9 +65,7 @@ class Schema:
 
 def packaged_schema() -> Schema:
     """The schema that comes with this package."""
-    messages = {
-        name: dict(field.split(":", 1) for field in fields.split()) for name, fields in MESSAGES.items()
-    }
+    messages = {name: dict(field.split(":", 1) for field in fields.split()) for name, fields in MESSAGES.items()}
     return Schema(messages, {name: tuple(values.split()) for name, values in ENUMS.items()})
 
 
@@ -91,7 +89,7 @@ def official_schema() -> Schema | None:
         13: "uint32",
     }
 
-    def walk(message: Any) -> str:
+    def walk(message: Any) -> str:  # noqa: ANN401 - a descriptor of an optional package
         name = str(message.full_name).removeprefix("inference.")
         if name not in messages:
             messages[name] = {}
@@ -100,7 +98,7 @@ def official_schema() -> Schema | None:
                 messages[name][field.name] = ("*" if repeated else "") + kind(field)
         return name
 
-    def kind(field: Any) -> str:
+    def kind(field: Any) -> str:  # noqa: ANN401 - a descriptor of an optional package
         if field.message_type is not None:
             return walk(field.message_type)
         if field.enum_type is not None:
@@ -165,9 +163,7 @@ def _tokens(text: str, where: str) -> Iterator[_Token]:
     while position < len(text):
         found = _TOKEN.match(text, position)
         if found is None:
-            raise FormatError(
-                f"{where}:{line}: unexpected {text[position : position + 12].split(chr(10))[0]!r}"
-            )
+            raise FormatError(f"{where}:{line}: unexpected {text[position : position + 12].split(chr(10))[0]!r}")
         position = found.end()
         kind = str(found.lastgroup)
         if kind == "line":
@@ -201,9 +197,7 @@ class _Reader:
             if token.kind == "end":
                 raise self._error(f"{path or 'file'}: ends before {closing!r}", token)
             if token.kind != "name":
-                raise self._error(
-                    f"{path or 'file'}: a field name must stand here, got {token.text!r}", token
-                )
+                raise self._error(f"{path or 'file'}: a field name must stand here, got {token.text!r}", token)
             field_path = f"{path}.{token.text}" if path else token.text
             if token.text not in fields:
                 raise UnknownFieldError(
@@ -242,11 +236,9 @@ class _Reader:
 
     def _entry(self, kind: str, entry: dict[str, Any]) -> tuple[Any, Any]:
         fields = self._schema.messages[kind]
-        return entry.get("key", self._default(fields["key"])), entry.get(
-            "value", self._default(fields["value"])
-        )
+        return entry.get("key", self._default(fields["key"])), entry.get("value", self._default(fields["value"]))
 
-    def _default(self, kind: str) -> Any:
+    def _default(self, kind: str) -> object:
         if kind in self._schema.messages:
             return {}
         if kind in self._schema.enums:
@@ -267,7 +259,7 @@ class _Reader:
             if token.kind != "mark" or token.text != ",":
                 raise self._error(f"{path}: ',' or ']' must stand here, got {token.text!r}", token)
 
-    def _value(self, kind: str, *, path: str, depth: int) -> Any:
+    def _value(self, kind: str, *, path: str, depth: int) -> object:
         token = self._next()
         if kind in self._schema.messages:
             if token.kind != "mark" or token.text not in _CLOSING:
@@ -356,13 +348,7 @@ class _Reader:
 
 
 def _article(kind: str) -> str:
-    return (
-        "a number"
-        if kind in {"float", "double"}
-        else f"a whole number ({kind})"
-        if kind in _INTEGER_RANGE
-        else kind
-    )
+    return "a number" if kind in {"float", "double"} else f"a whole number ({kind})" if kind in _INTEGER_RANGE else kind
 
 
 def _unescape(text: str) -> str:

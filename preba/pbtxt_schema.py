@@ -46,8 +46,7 @@ MESSAGES: dict[str, str] = {
     ),
     "ModelOptimizationPolicy.Graph": "level:int32",
     "ModelOptimizationPolicy.Cuda": (
-        "graphs:bool busy_wait_events:bool graph_spec:*ModelOptimizationPolicy.Cuda.GraphSpec "
-        "output_copy_stream:bool"
+        "graphs:bool busy_wait_events:bool graph_spec:*ModelOptimizationPolicy.Cuda.GraphSpec output_copy_stream:bool"
     ),
     "ModelOptimizationPolicy.Cuda.GraphSpec": (
         "batch_size:int32 input:*ModelOptimizationPolicy.Cuda.GraphSpec.InputEntry "
@@ -87,9 +86,7 @@ MESSAGES: dict[str, str] = {
         "max_sequence_idle_microseconds:uint64 control_input:*ModelSequenceBatching.ControlInput "
         "state:*ModelSequenceBatching.State iterative_sequence:bool"
     ),
-    "ModelSequenceBatching.StrategyDirect": (
-        "max_queue_delay_microseconds:uint64 minimum_slot_utilization:float"
-    ),
+    "ModelSequenceBatching.StrategyDirect": ("max_queue_delay_microseconds:uint64 minimum_slot_utilization:float"),
     "ModelSequenceBatching.StrategyOldest": (
         "max_candidate_sequences:int32 preferred_batch_size:*int32 max_queue_delay_microseconds:uint64 "
         "preserve_ordering:bool"
@@ -130,9 +127,7 @@ MESSAGES: dict[str, str] = {
     "ModelParameter": "string_value:string",
     "ModelWarmup": "name:string batch_size:uint32 inputs:*ModelWarmup.InputsEntry count:uint32",
     "ModelWarmup.InputsEntry": "key:string value:ModelWarmup.Input",
-    "ModelWarmup.Input": (
-        "data_type:DataType dims:*int64 zero_data:bool random_data:bool input_data_file:string"
-    ),
+    "ModelWarmup.Input": ("data_type:DataType dims:*int64 zero_data:bool random_data:bool input_data_file:string"),
     "ModelOperations": "op_library_filename:*string",
     "ModelTransactionPolicy": "decoupled:bool",
     "ModelRepositoryAgents": "agents:*ModelRepositoryAgents.Agent",

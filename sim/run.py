@@ -102,7 +102,7 @@ def simulate(
         end_ns=int(records.completed_ns.max()) if len(records) else 0,
         outages=outages,
     )
-    warnings = overload_warnings(loads)
+    warnings = [*overload_warnings(loads), *resolved.warnings()]
     pending = int((records.outcome == 4).sum())
     if pending:
         warnings.append(f"{pending} requests were never served: the slices they waited for did not come back")

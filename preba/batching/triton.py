@@ -89,7 +89,7 @@ def triton_enqueue(state: BatcherState, now_ns: int, request: int) -> int:
         return REFUSED_QUEUE_FULL
     timeout_ns = state.policy[level * POLICY_ROW + P_TIMEOUT_NS]
     own_ns = state.request_timeout_ns[request]
-    if state.policy[level * POLICY_ROW + P_OVERRIDE] == 1 and 0 < own_ns and own_ns < timeout_ns:
+    if state.policy[level * POLICY_ROW + P_OVERRIDE] == 1 and own_ns > 0 and own_ns < timeout_ns:
         timeout_ns = own_ns
     if timeout_ns > 0:
         state.request_deadline_ns[request] = now_ns + timeout_ns
@@ -167,7 +167,11 @@ def wake_is_lost(state: BatcherState) -> int:
     return 0
 
 
-def triton_consumer_lost(state: BatcherState, now_ns: int, consumer: int) -> None:
+def triton_consumer_lost(
+    state: BatcherState,
+    now_ns: int,  # noqa: ARG001 - the door hands the time to every policy
+    consumer: int,
+) -> None:
     """An instance leaves service; a payload bound to it alone goes back to those without an instance."""
     if state.consumer_asking[consumer] == 1:
         state.consumer_asking[consumer] = 0

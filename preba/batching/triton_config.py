@@ -8,7 +8,7 @@ Source of rules and refusals: triton-inference-server/core at 73aad7c (June 2026
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationInfo, model_validator
 
@@ -164,9 +164,7 @@ class TritonBatcher(StrictModel):
     priority_levels: NonNegativeInt = 0
     default_priority_level: NonNegativeInt = 0
     default_queue_policy: QueuePolicy = QueuePolicy()
-    priority_queue_policy: dict[Annotated[int, Field(strict=False)], QueuePolicy] = Field(
-        default_factory=dict
-    )
+    priority_queue_policy: dict[Annotated[int, Field(strict=False)], QueuePolicy] = Field(default_factory=dict)
     enforce_equal_shape: bool = False
     instances_per_slice: PositiveInt = 1
     rate_limiter: RateLimiting = RateLimiting()
@@ -178,16 +176,14 @@ class TritonBatcher(StrictModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _read_file(cls, data: Any, info: ValidationInfo) -> Any:
+    def _read_file(cls, data: object, info: ValidationInfo) -> object:
         # A validator that runs first sees plain lists where the fields below are tuples.
         data = _tuples(data)
         if not isinstance(data, dict) or data.get("config_pbtxt") is None:
             return data
         given = sorted(FIELDS_FROM_FILE & set(data))
         if given:
-            raise ScenarioError(
-                f"{given[0]}: comes from config_pbtxt ({data['config_pbtxt']}); remove one of the two"
-            )
+            raise ScenarioError(f"{given[0]}: comes from config_pbtxt ({data['config_pbtxt']}); remove one of the two")
         directory = (info.context or {}).get("directory")
         fields = dict(data)
         fields["read_from"] = fields.pop("config_pbtxt")
@@ -208,9 +204,9 @@ class TritonBatcher(StrictModel):
         triton_release(self.server_version)
         if not self.dynamic_batching:
             for name in DYNAMIC_FIELDS:
-                if name in self.model_fields_set and getattr(self, name) != type(self).model_fields[
-                    name
-                ].get_default(call_default_factory=True):
+                if name in self.model_fields_set and getattr(self, name) != type(self).model_fields[name].get_default(
+                    call_default_factory=True
+                ):
                     raise ScenarioError(f"{name}: needs dynamic_batching, which is false")
         for place, size in enumerate(self.preferred_batch_size):
             if not 1 <= size <= self.max_batch_size:
@@ -226,9 +222,7 @@ class TritonBatcher(StrictModel):
         if self.priority_levels == 0:
             return
         if self.priority_levels > LEVELS_MAX:
-            raise ScenarioError(
-                f"priority_levels: at most {LEVELS_MAX} are modelled, got {self.priority_levels}"
-            )
+            raise ScenarioError(f"priority_levels: at most {LEVELS_MAX} are modelled, got {self.priority_levels}")
         if not 1 <= self.default_priority_level <= self.priority_levels:
             raise ScenarioError(
                 f"default_priority_level: must be in 1 .. priority_levels ({self.priority_levels}), "
@@ -245,14 +239,10 @@ class TritonBatcher(StrictModel):
             return
         if self.priority_levels > 1:
             raise ScenarioError(f"preserve_ordering: allows one priority level, got {self.priority_levels}")
-        named = {
-            f"priority_queue_policy.{level}": policy for level, policy in self.priority_queue_policy.items()
-        }
+        named = {f"priority_queue_policy.{level}": policy for level, policy in self.priority_queue_policy.items()}
         for name, policy in {"default_queue_policy": self.default_queue_policy, **named}.items():
             if policy.default_timeout_us != 0 and policy.timeout_action == "DELAY":
-                raise ScenarioError(
-                    f"{name}.timeout_action: must be REJECT with preserve_ordering, got DELAY"
-                )
+                raise ScenarioError(f"{name}.timeout_action: must be REJECT with preserve_ordering, got DELAY")
 
     def _check_rate_limiter(self) -> None:
         limiter = self.rate_limiter
@@ -302,11 +292,7 @@ class TritonBatcher(StrictModel):
     def prefetching(self) -> bool:
         """Whether formed batches may wait while every instance is busy."""
         policy = self.default_queue_policy
-        blank = (
-            policy.default_timeout_us == 0
-            and not policy.allow_timeout_override
-            and policy.max_queue_size == 0
-        )
+        blank = policy.default_timeout_us == 0 and not policy.allow_timeout_override and policy.max_queue_size == 0
         return (self.priority_levels == 0 and blank) or not self.release.prefetch_off_with_policy
 
     def level_policies(self) -> tuple[QueuePolicy, ...]:
@@ -333,9 +319,7 @@ class TritonBatcher(StrictModel):
             s.S_KIND: s.KIND_TRITON,
             s.S_BATCH_MAX: self.batch_max,
             s.S_DELAY_NS: self.max_queue_delay_us * NS_PER_US,
-            s.S_CONSUMER_CHOICE: s.CHOICE_LONGEST_IDLE
-            if self.slice_choice == "longest_idle"
-            else s.CHOICE_RANK,
+            s.S_CONSUMER_CHOICE: s.CHOICE_LONGEST_IDLE if self.slice_choice == "longest_idle" else s.CHOICE_RANK,
             s.S_RESOURCES: len(resources),
             t.S_DYNAMIC: int(self.dynamic_batching),
             t.S_PREFETCH: int(self.prefetching),
@@ -412,7 +396,7 @@ DYNAMIC_FIELDS = (
 """Fields of the dynamic_batching stanza, senseless without it."""
 
 
-def _tuples(data: Any) -> Any:  # noqa: ANN401 - whatever YAML or JSON holds
+def _tuples(data: object) -> object:
     if isinstance(data, dict):
         return {key: _tuples(value) for key, value in data.items()}
     if isinstance(data, list | tuple):

@@ -223,14 +223,10 @@ def batcher_fields(path: str, directory: str | Path | None = None) -> dict[str, 
     """
     found = read_model_file(Path(directory) / path if directory is not None else path)
     if found.sequence_batching:
-        raise UnsupportedError(
-            f"{found.path}: sequence_batching is not modelled; only dynamic_batching or none"
-        )
+        raise UnsupportedError(f"{found.path}: sequence_batching is not modelled; only dynamic_batching or none")
     if found.ensemble_steps or found.platform == "ensemble":
         steps = ", ".join(step.model_name for step in found.ensemble_steps)
-        raise UnsupportedError(
-            f"{found.path}: an ensemble does not batch; use the files of its steps ({steps})"
-        )
+        raise UnsupportedError(f"{found.path}: an ensemble does not batch; use the files of its steps ({steps})")
     for place, group in enumerate(found.instance_groups):
         if len(group.gpus) > 1:
             raise FormatError(
@@ -274,7 +270,5 @@ def _rate_group(group: InstanceGroup) -> dict[str, Any]:
     return {
         "count": group.count,
         "priority": group.priority,
-        "resources": [
-            {"name": name, "count": count, "global": shared} for name, count, shared in group.resources
-        ],
+        "resources": [{"name": name, "count": count, "global": shared} for name, count, shared in group.resources],
     }

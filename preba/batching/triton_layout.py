@@ -15,9 +15,7 @@ S_COUNTER_DRIFT = S_POLICY_FIRST + 7  # 1: server bug 8870
 S_LOST_WAKE_PERMILLE = S_POLICY_FIRST + 8
 S_LOST_WAKE_SEED = S_POLICY_FIRST + 9
 S_SWEEP = S_POLICY_FIRST + 10  # 1: expired requests are rejected while no slot is free (24.03 and later)
-S_INSTANCES = (
-    S_POLICY_FIRST + 11
-)  # consumers per device; consumer c is instance c // devices of device c % devices
+S_INSTANCES = S_POLICY_FIRST + 11  # consumers per device; consumer c is instance c // devices of device c % devices
 S_INSTANCES_PER_CONSUMER = S_POLICY_FIRST + 12  # model instances one backend thread serves
 
 # Running values. The four that do not start from 0 are named in state.py.

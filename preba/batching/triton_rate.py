@@ -119,10 +119,7 @@ def allocate_one(state: BatcherState) -> None:
     needs = limits_row(state, consumer) + 1
     for resource in range(state.setting[S_RESOURCES]):
         pool = state.policy[POLICY_ROW * (len(state.queue_head) // 2) + 2 * resource]
-        if (
-            state.resource_used[resource_place(state, consumer, resource)] + state.policy[needs + resource]
-            > pool
-        ):
+        if state.resource_used[resource_place(state, consumer, resource)] + state.policy[needs + resource] > pool:
             return
     for resource in range(state.setting[S_RESOURCES]):
         state.resource_used[resource_place(state, consumer, resource)] += state.policy[needs + resource]

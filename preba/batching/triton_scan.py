@@ -215,9 +215,7 @@ def close_current(state: BatcherState) -> None:
         state.scalar[V_CLOSED] = 1
 
 
-def verdict(
-    state: BatcherState, now_ns: int, base: int, mark_count: int, mark_units: int, closed: int
-) -> int:
+def verdict(state: BatcherState, now_ns: int, base: int, mark_count: int, mark_units: int, closed: int) -> int:
     """The second half of ``scan``: send the marked prefix, send all, or wait (ns)."""
     delay_ns = state.setting[S_DELAY_NS]
     count = state.scalar[V_CURSOR_COUNT]

@@ -83,9 +83,7 @@ def triton_release(version: str) -> TritonRelease:
         hint = nearest(version, [SOURCE_2026_06, LATEST, OLDEST])
         raise ScenarioError(f"server_version: {version!r} is neither 2.NN, YY.MM nor a source name{hint}")
     if not _FIRST <= month <= _LAST:
-        raise ScenarioError(
-            f"server_version: known are {OLDEST} (23.01) to {LATEST} (26.06), got {version!r}"
-        )
+        raise ScenarioError(f"server_version: known are {OLDEST} (23.01) to {LATEST} (26.06), got {version!r}")
     return TritonRelease(
         prefetch_off_with_policy=month >= 23 * 12 + 8,
         prompt_reject=month >= 24 * 12 + 3,

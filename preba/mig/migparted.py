@@ -7,12 +7,13 @@ field it does not know, an enabled entry without ``mig-devices`` and a disabled 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from preba.errors import FormatError, OutputError, PartitionError, nearest
 from preba.mig.catalogue import PROFILE_NAME, Device
@@ -36,14 +37,35 @@ class _Hyphenated(StrictModel):
     model_config = ConfigDict(alias_generator=_hyphens)
 
 
-DeviceFilter = Annotated[str, Field(pattern="^0[xX][0-9A-Fa-f]{8}")]
+FILTER = re.compile(r"0[xX][0-9A-Fa-f]{8}")
+"""PCI device and vendor id; newer releases may add a subsystem behind it."""
+
+
+def _devices(value: object) -> object:
+    """Accept ``all`` or a list of indices, and say both when it is neither."""
+    if value == "all":
+        return value
+    if isinstance(value, list | tuple) and all(type(each) is int and each >= 0 for each in value):
+        return tuple(value)
+    raise ValueError(f"must be all or a list of GPU indices, got {value!r}")
+
+
+def _device_filter(value: object) -> object:
+    """Accept one PCI id or a list of them."""
+    if value is None or (isinstance(value, str) and FILTER.match(value)):
+        return value
+    if isinstance(value, list | tuple) and all(
+        isinstance(each, str) and FILTER.match(each) for each in value
+    ):
+        return tuple(value)
+    raise ValueError(f"must be like 0x20B010DE, or a list of such, got {value!r}")
 
 
 class MigPartedEntry(_Hyphenated):
     """What one label asks of some GPUs of a node."""
 
-    device_filter: DeviceFilter | tuple[DeviceFilter, ...] | None = None
-    devices: Literal["all"] | tuple[Annotated[int, Field(ge=0)], ...]
+    device_filter: Annotated[str | tuple[str, ...] | None, BeforeValidator(_device_filter)] = None
+    devices: Annotated[Literal["all"] | tuple[int, ...], BeforeValidator(_devices)]
     mig_enabled: bool
     mig_devices: dict[str, Annotated[int, Field(ge=0)]] | None = None
 
@@ -168,7 +190,8 @@ def _check_keys(
         if key not in known:
             path = (*place, str(key))
             where = f"{origin}:{lines[path]}" if path in lines else origin
-            raise FormatError(f"{'.'.join(path)}: unexpected field{nearest(str(key), known)} ({where})")
+            field = re.sub(r"\.(\d+)(?=\.)", r"[\1]", ".".join(path))
+            raise FormatError(f"{field}: unexpected field{nearest(str(key), known)} ({where})")
 
 
 def mig_parted_text(partitions: Mapping[str, Sequence[Partition]]) -> str:

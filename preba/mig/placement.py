@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from preba.errors import PartitionError
 from preba.mig.catalogue import Device, SliceProfile
-from preba.mig.geometry import Placed, conflicts, over_capacity, solve, starts_of
+from preba.mig.geometry import Placed, additions, conflicts, driver_replay, over_capacity, solve, starts_of
 
 __all__ = ["Partition", "Slice", "resolve_partition"]
 
@@ -140,12 +140,28 @@ def resolve_partition(
     broken = conflicts(device, fixed) or over_capacity(device, [profile for profile, _ in items])
     if broken:
         raise PartitionError(f"{where}: {_text(spec)} does not fit {device.name}: {'; '.join(broken)}")
-    answer = solve(device, fixed, free)
+    answer = _as_a_driver_would(device, fixed, free) or solve(device, fixed, free)
     if answer is None:
         raise PartitionError(
             f"{where}: {_text(spec)} does not fit {device.name}: {_no_room(device, fixed, free)}"
         )
     return Partition(device, answer)
+
+
+def _as_a_driver_would(
+    device: Device, fixed: Sequence[Placed], free: Sequence[SliceProfile]
+) -> tuple[Placed, ...] | None:
+    """Place as a driver does that is told no starts, larger slices first, unless that leaves less open."""
+    best = None if fixed else solve(device, (), free)
+    natural = (
+        driver_replay(device, sorted(free, key=lambda p: (-(p.size or 0), -p.g, p.name))) if best else None
+    )
+    if best is None or natural is None:
+        return None
+    as_good = len(additions(device, natural, device.profiles)) == len(
+        additions(device, best, device.profiles)
+    )
+    return natural if as_good else None
 
 
 def _text(spec: str | Mapping[str, int] | Sequence[str]) -> str:

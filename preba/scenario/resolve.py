@@ -72,6 +72,19 @@ class ResolvedScenario:
     gpu_devices: tuple[Device, ...]
     """Per GPU."""
 
+    def warnings(self) -> list[str]:
+        """What was put together although it was not measured together."""
+        found: dict[str, None] = {}
+        for model in self.models:
+            for slice_index in model.slice_indices:
+                device = self.gpu_devices[self.slices[slice_index].gpu_index]
+                if _family(model.profile.device) != _family(device.name):
+                    found[
+                        f"profile {model.profile.name!r} was measured on {model.profile.device}, not on {device.name}: "
+                        "its times are taken as they are"
+                    ] = None
+        return list(found)
+
     def provenance(self) -> list[tuple[str, Provenance]]:
         """Where the numbers of profiles and devices come from."""
         found = [(f"latency profile {m.profile.name}", m.profile.provenance) for m in self.models]
@@ -83,6 +96,10 @@ class ResolvedScenario:
             for part, provenance in sorted(model.profile.parts.items()):
                 found.append((f"latency profile {model.profile.name}: {part}", provenance))
         return list(dict(found).items())
+
+
+def _family(device_name: str) -> str:
+    return device_name.partition("-")[0]
 
 
 def resolve(scenario: Scenario, *, folder: Path) -> ResolvedScenario:

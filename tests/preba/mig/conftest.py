@@ -98,8 +98,8 @@ class SimulatedDriver:
         later = SimulatedDriver(self.device)
         later.owner = list(self.owner)
         later.instances = list(self.instances)
-        later._hold(name, start)  # noqa: SLF001 - its own kind
-        return sum(len(later._starts(p.name)) for p in self.device.profiles)  # noqa: SLF001
+        later._hold(name, start)
+        return sum(len(later._starts(p.name)) for p in self.device.profiles)
 
 
 @pytest.fixture

@@ -7,12 +7,25 @@ from pathlib import Path
 import pytest
 
 from preba.errors import FormatError, MissingFileError, PartitionError
-from preba.mig.catalogue import Device, device_names, load_device
+from preba.mig.catalogue import device_names, load_device
 
-DEVICES = (
-    "A100-40GB A100-80GB A30-24GB B200-180GB B300 GB200 GH200-144GB GH200-96GB H100-NVL-94GB H100-PCIe-80GB "
-    "H100-SXM5-80GB H200-141GB RTX-PRO-4500-32GB RTX-PRO-5000-48GB RTX-PRO-6000-96GB"
-).split()
+DEVICES = [
+    "A100-40GB",
+    "A100-80GB",
+    "A30-24GB",
+    "B200-180GB",
+    "B300",
+    "GB200",
+    "GH200-144GB",
+    "GH200-96GB",
+    "H100-NVL-94GB",
+    "H100-PCIe-80GB",
+    "H100-SXM5-80GB",
+    "H200-141GB",
+    "RTX-PRO-4500-32GB",
+    "RTX-PRO-5000-48GB",
+    "RTX-PRO-6000-96GB",
+]
 
 
 def test_catalogue_holds_every_device() -> None:
@@ -115,7 +128,7 @@ def test_profile_friendly_names_are_understood(written: str, name: str) -> None:
 
 def test_profile_short_name_that_could_be_two_is_refused() -> None:
     """1g on an A100 could be 1g.5gb or 1g.10gb: the message says so instead of choosing."""
-    with pytest.raises(PartitionError, match="^field: '1g' could be 1g.5gb or 1g.10gb on A100-40GB"):
+    with pytest.raises(PartitionError, match=r"^field: '1g' could be 1g\.5gb or 1g\.10gb on A100-40GB"):
         load_device("A100-40GB").profile("1g", where="field")
 
 
@@ -158,12 +171,28 @@ def test_device_file_that_is_wrong_is_refused(tmp_path: Path, before: str, after
 
 def test_device_file_that_is_absent_is_refused(tmp_path: Path) -> None:
     """A path that leads nowhere is an error that names it."""
-    with pytest.raises(MissingFileError, match="nowhere.yaml"):
+    with pytest.raises(MissingFileError, match=r"nowhere\.yaml"):
         load_device(tmp_path / "nowhere.yaml")
 
 
-def test_device_without_placements_says_so(tmp_path: Path) -> None:
-    """Engine totals come from the whole-GPU profile, and are unknown where that profile's are."""
-    assert load_device("A30").engine_totals()["decoders"] == 4
-    assert load_device("B300").engine_totals()["decoders"] is None
-    assert isinstance(load_device(_changed(tmp_path, "A30-24GB", "mine")), Device)
+def test_engine_totals_are_those_of_the_whole_gpu_or_unknown() -> None:
+    """A device's engines are counted on the profile that holds all of it, and unknown where that one's are."""
+    assert load_device("A30").engine_totals() == {
+        "decoders": 4,
+        "jpeg_engines": 1,
+        "ofa_engines": 1,
+        "encoders": 0,
+    }
+    assert set(load_device("B300").engine_totals().values()) == {None}
+
+
+def test_catalogue_elsewhere_is_read_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PREBA_CONFIGS points the catalogue at another folder of the same form."""
+    (tmp_path / "devices").mkdir()
+    _changed(tmp_path, "name: A30-24GB", "name: MINE").rename(tmp_path / "devices" / "MINE.yaml")
+    monkeypatch.setenv("PREBA_CONFIGS", str(tmp_path))
+    assert device_names() == ("MINE",)
+    assert load_device("mine").name == "MINE"
+    monkeypatch.setenv("PREBA_CONFIGS", str(tmp_path / "absent"))
+    with pytest.raises(MissingFileError, match="PREBA_CONFIGS"):
+        load_device("MINE")

@@ -1,0 +1,88 @@
+"""``preba demo``: PREBA's what-if on its own server, as one table and one page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from preba.cli.output import write_run
+from preba.cli.simulate import run_and_summarise
+from preba.data import config_folder
+from preba.errors import OutputError
+from preba.report.html import ComparisonEntry, render_comparison_html
+from preba.report.table import comparison_table
+from preba.scenario.load import load_scenario
+from preba.scenario.resolve import ResolvedScenario, resolve
+from sim.saturation import at_rate_factor, saturated_rps
+
+LOAD = 0.8
+"""Share of its own saturated throughput that each design point is offered."""
+
+POINTS: tuple[tuple[str, str, str], ...] = (
+    ("base", "7x1g.5gb", "CPU, 1g(7x)"),
+    ("base-dpu", "7x1g.5gb", "DPU, fixed batching, 1g(7x)"),
+    ("preba", "7x1g.5gb", "DPU + PREBA, 1g(7x)"),
+    ("ideal", "7x1g.5gb", "ideal, 1g(7x)"),
+    ("base", "1x7g.40gb", "CPU, 7g(1x)"),
+    ("preba", "1x7g.40gb", "DPU + PREBA, 7g(1x)"),
+    ("ideal", "1x7g.40gb", "ideal, 7g(1x)"),
+)
+"""(scenario suffix, partition, label); the first of each modality is what the others are compared with."""
+
+TITLE = "PREBA's what-if: CPU, FPGA and free preprocessing on one A100"
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the reports.")] = Path("out/demo"),
+    requests: Annotated[int, typer.Option(min=2000, help="Requests per design point.")] = 20_000,
+) -> None:
+    """Compare CPU, DPU and ideal preprocessing on seven small slices and on the whole GPU.
+
+    Each design point is driven to saturation, then run at 80 % of what it carried; latencies, watts and dollars
+    are those of the second run.
+    """
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    screen = Console(highlight=False)
+    entries: list[ComparisonEntry] = []
+    for modality in ("image", "audio"):
+        found = [
+            _point(modality, suffix, partition, label, out=out, requests=requests, console=console)
+            for suffix, partition, label in POINTS
+        ]
+        entries += found
+        screen.print(comparison_table(found, title=f"{modality} server, at {LOAD:.0%} of each one's saturation"))
+    _write_page(out / "index.html", entries)
+    console.print(f"report: {out / 'index.html'}", markup=False)
+
+
+def _point(
+    modality: str, suffix: str, partition: str, label: str, *, out: Path, requests: int, console: Console
+) -> ComparisonEntry:
+    path = config_folder() / "scenarios" / f"preba-{modality}-{suffix}.yaml"
+    name = f"preba-{modality}-{suffix}-{partition}"
+    overrides = [f"gpus[0].partition={partition}", f"name={name}"]
+    resolved = resolve(load_scenario(path, overrides), folder=path.parent)
+    most_rps = saturated_rps(resolved)
+    offered = _offered_rps(resolved)
+    at_load = at_rate_factor(resolved, LOAD * most_rps / offered, requests)
+    simulation, context, summary = run_and_summarise(at_load, engine="reference", console=console)
+    write_run(out / name, at_load, simulation, context, summary)
+    return ComparisonEntry(
+        label=label, group=modality, summary=summary, link=f"{name}/report.html", saturated_rps=most_rps
+    )
+
+
+def _offered_rps(resolved: ResolvedScenario) -> float:
+    rate: Any = resolved.scenario.models[0].arrivals.mean_rate_rps()
+    return float(rate)
+
+
+def _write_page(path: Path, entries: Sequence[ComparisonEntry]) -> None:
+    try:
+        path.write_text(render_comparison_html(entries, title=TITLE), encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error}") from error
