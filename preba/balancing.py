@@ -41,9 +41,7 @@ def next_up(up: Ints, after: int) -> int:
     return NONE
 
 
-def choose_server(
-    kind: int, up: Ints, outstanding: Ints, memory: Ints, first_draw: float, second_draw: float
-) -> int:
+def choose_server(kind: int, up: Ints, outstanding: Ints, memory: Ints, first_draw: float, second_draw: float) -> int:
     """Chooses a server for one request and remembers it.
 
     Parameters

@@ -203,9 +203,7 @@ def _check_batch(
         )
 
 
-def _plan_triton(
-    config: TritonBatcher, profile: LatencyProfile, kinds: Sequence[str], where: str
-) -> BatcherPlan:
+def _plan_triton(config: TritonBatcher, profile: LatencyProfile, kinds: Sequence[str], where: str) -> BatcherPlan:
     settings = config.to_settings()
     _check_batch(config.batch_max, profile, kinds, f"{where}.max_batch_size", every_slice=True)
     return BatcherPlan(
@@ -288,5 +286,3 @@ def preba_knees(
     batch_max = min(found.batch for found in knees.values())
     rate = sum(1.0 / knees[kind].latency_ns for kind in slice_profiles)
     return batch_max, round(1.0 / rate)
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from preba.errors import MissingFileError
@@ -17,7 +18,7 @@ def config_folder() -> Path:
     -------
     pathlib.Path
         ``$PREBA_CONFIGS`` when it is set, else ``configs/`` beside the package (a checkout or an
-        editable install).
+        editable install), else ``share/preba/configs`` of the environment (an installed wheel).
 
     Raises
     ------
@@ -25,9 +26,12 @@ def config_folder() -> Path:
         When that folder does not exist; the message names both ways to give it.
     """
     override = os.environ.get("PREBA_CONFIGS")
-    folder = Path(override) if override else Path(__file__).resolve().parent.parent / "configs"
-    if not folder.is_dir():
-        raise MissingFileError(
-            f"configs: the folder {folder} does not exist; set PREBA_CONFIGS to the configs/ of a checkout"
-        )
-    return folder
+    beside = Path(__file__).resolve().parent.parent / "configs"
+    installed = Path(sys.prefix) / "share" / "preba" / "configs"
+    places = [Path(override)] if override else [beside, installed]
+    for folder in places:
+        if folder.is_dir():
+            return folder
+    raise MissingFileError(
+        f"configs: {' and '.join(map(str, places))} do not exist; set PREBA_CONFIGS to the configs/ of a checkout"
+    )

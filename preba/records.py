@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,9 +122,79 @@ class Records:
         """The rows that a mask or an index array names, as new records."""
         return Records(**{name: getattr(self, name)[keep] for name in column_names()})
 
+    def record(self, row: int) -> RequestRecord:
+        """One row as a value."""
+        values: dict[str, Any] = {}
+        for name in column_names():
+            value = int(getattr(self, name)[row])
+            values[name] = None if name in _NULLABLE and value < 0 else value
+        values["outcome"] = OUTCOMES[values["outcome"]]
+        return RequestRecord(**values)
+
+    def batches(self) -> Iterator[Batch]:
+        """Every batch that was executed, in order of batch id, its requests in order of request id."""
+        order = np.argsort(self.batch_id, kind="stable")
+        order = order[self.batch_id[order] >= 0]
+        first = np.flatnonzero(np.diff(self.batch_id[order], prepend=-1))
+        for rows in np.split(order, first[1:]):
+            if len(rows):
+                row = rows[0]
+                yield Batch(
+                    batch_id=int(self.batch_id[row]),
+                    model_index=int(self.model_index[row]),
+                    slice_index=int(self.slice_index[row]),
+                    request_ids=tuple(self.request_id[rows].tolist()),
+                    batch_units=int(self.batch_units[row]),
+                    dispatched_ns=int(self.dispatched_ns[row]),
+                    execution_start_ns=int(self.execution_start_ns[row]),
+                    execution_end_ns=int(self.execution_end_ns[row]),
+                )
+
     def equals(self, other: Records) -> bool:
         """Whether every field of every record is identical."""
         return all(np.array_equal(getattr(self, n), getattr(other, n)) for n in column_names())
+
+
+@dataclass(frozen=True)
+class RequestRecord:
+    """One row of ``Records``; ``None`` where something never happened. See there for the fields."""
+
+    request_id: int
+    model_index: int
+    scheduled_ns: int
+    issued_ns: int
+    preprocess_start_ns: int | None
+    preprocess_end_ns: int | None
+    preprocess_wait_ns: int
+    enqueued_ns: int | None
+    dispatched_ns: int | None
+    execution_start_ns: int | None
+    execution_end_ns: int | None
+    slice_preprocess_ns: int
+    completed_ns: int | None
+    server_index: int | None
+    slice_index: int | None
+    batch_id: int | None
+    batch_size: int
+    batch_units: int
+    jpeg_bytes: int
+    audio_ns: int
+    outcome: str
+    attempts: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One executed batch: who was in it, where and when it ran."""
+
+    batch_id: int
+    model_index: int
+    slice_index: int
+    request_ids: tuple[int, ...]
+    batch_units: int
+    dispatched_ns: int
+    execution_start_ns: int
+    execution_end_ns: int
 
 
 def column_names() -> tuple[str, ...]:
@@ -173,9 +243,7 @@ class StationSpans:
 
     def equals(self, other: StationSpans) -> bool:
         """Whether every field of every span is identical."""
-        return all(
-            np.array_equal(getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self)
-        )
+        return all(np.array_equal(getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self))
 
 
 @dataclass(frozen=True)
@@ -242,9 +310,7 @@ def write_records(path: Path, records: Records, metadata: Mapping[str, str]) -> 
         column = getattr(records, name)
         mask = column < 0 if name in _NULLABLE else None
         arrays[name] = pa.array(column, mask=mask)
-    outcome = pa.DictionaryArray.from_arrays(
-        pa.array(records.outcome, type=pa.int8()), pa.array(list(OUTCOMES))
-    )
+    outcome = pa.DictionaryArray.from_arrays(pa.array(records.outcome, type=pa.int8()), pa.array(list(OUTCOMES)))
     arrays["outcome"] = outcome
     table = pa.table(arrays)
     table = table.replace_schema_metadata({b"preba": json.dumps(dict(metadata), sort_keys=True).encode()})

@@ -136,9 +136,7 @@ def _refuse(value: object) -> object:
     raise TypeError(f"{value!r}: a {type(value).__name__} is not accepted; write plain text or numbers")
 
 
-def _complaint(
-    model: type[BaseModel], item: dict[str, Any], *, origin: str, lines: Lines | None, root: str
-) -> str:
+def _complaint(model: type[BaseModel], item: dict[str, Any], *, origin: str, lines: Lines | None, root: str) -> str:
     """Phrase one pydantic complaint as ``field: what is wrong (file:line)``."""
     location, known = _user_path(model, item["loc"])
     kind, value = item["type"], item["input"]

@@ -128,9 +128,7 @@ def _server_capacity_rps(model: SimModel, server: ServerModel, requests: np.ndar
     return total
 
 
-def _shared_work_ns(
-    model: SimModel, model_index: int, slice_index: int, requests: np.ndarray, batch: int
-) -> float:
+def _shared_work_ns(model: SimModel, model_index: int, slice_index: int, requests: np.ndarray, batch: int) -> float:
     shared = model.preprocessing.shared
     if shared is None or not model.preprocessing.uses_shared[model_index]:
         return 0.0

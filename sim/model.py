@@ -207,9 +207,7 @@ def _longest_audio_ns(trace: Trace, models: int) -> list[int]:
     return longest
 
 
-def _server(
-    resolved: ResolvedScenario, model: ResolvedModel, group: Sequence[int], longest_ns: int
-) -> ServerModel:
+def _server(resolved: ResolvedScenario, model: ResolvedModel, group: Sequence[int], longest_ns: int) -> ServerModel:
     config = model.config.batcher
     where = f"models[{model.index}].batcher"
     profiles = [resolved.slices[index].profile for index in group]
@@ -230,9 +228,7 @@ def _server(
         plan=plan,
         consumer_slice=tuple(group[position] for position in consumers),
         consumer_rank=tuple(
-            rank_of[position] + turn * len(group)
-            for turn in range(threads)
-            for position in range(len(group))
+            rank_of[position] + turn * len(group) for turn in range(threads) for position in range(len(group))
         ),
         consumer_batch_max=tuple(model.profile.batch_max(profiles[position]) for position in consumers),
         credits=credits_,
@@ -279,9 +275,7 @@ def _length_index(resolved: ResolvedScenario, trace: Trace) -> Int64:
     return np.where(audio[trace.model_index], index, 0).astype(np.int64)
 
 
-def _buckets(
-    trace: Trace, servers: Sequence[ServerModel], model_servers: Sequence[Sequence[int]]
-) -> Int64:
+def _buckets(trace: Trace, servers: Sequence[ServerModel], model_servers: Sequence[Sequence[int]]) -> Int64:
     bucket = np.zeros(len(trace), dtype=np.int64)
     for model_index, indices in enumerate(model_servers):
         width_ns = servers[indices[0]].plan.bucket_width_ns
@@ -305,5 +299,3 @@ def _slice_events(resolved: ResolvedScenario) -> tuple[tuple[int, int, int], ...
             code = SLICE_FAILS if isinstance(event, SliceFails) else SLICE_RETURNS
             events.append((ns_from_s(event.at_s), code, event.slice))
     return tuple(events)
-
-

@@ -14,7 +14,7 @@ RANK_CONSUMER_READY = 1
 RANK_SCENARIO = 2
 """A slice fails or returns; id: position in the scenario's event list."""
 RANK_UNIT_RELEASE = 3
-"""A preprocessing unit is free again; id: unit."""
+"""A preprocessing unit is free again; id: unit, counted over all stations."""
 RANK_STATION_LEAVE = 4
 """A request leaves a preprocessing station or reaches the batcher; id: request."""
 RANK_ARRIVAL = 5

@@ -68,9 +68,10 @@ class _Occurrence(simpy.Event):
 
 
 class _StationQueue:
-    """A preprocessing station at work: its waiting requests and its free units."""
+    """A preprocessing station at work: its waiting requests and its free units, counted over all stations."""
 
-    def __init__(self, station: Station) -> None:
+    def __init__(self, station: Station, first_unit: int) -> None:
+        self.first_unit = first_unit
         self.waiting: deque[int] = deque()
         self.free_units = list(range(station.units))
         self.occupancy_ns: list[int] = station.occupancy_ns.tolist()
@@ -113,9 +114,7 @@ class ReferenceEngine:
         self.total = len(trace)
         self.finished = 0
         self.last_progress_ns = 0
-        self.columns: dict[str, Any] = {
-            name: column.tolist() for name, column in empty_columns(self.total).items()
-        }
+        self.columns: dict[str, Any] = {name: column.tolist() for name, column in empty_columns(self.total).items()}
         self.columns["model_index"] = trace.model_index.tolist()
         self.columns["jpeg_bytes"] = trace.jpeg_bytes.tolist()
         self.columns["audio_ns"] = trace.audio_ns.tolist()
@@ -124,7 +123,11 @@ class ReferenceEngine:
         self.joined_ns = [0] * self.total
         self._read_trace()
         self._open_servers()
-        self.stations = [_StationQueue(station) for station in model.preprocessing.stations]
+        self.stations: list[_StationQueue] = []
+        units = 0
+        for station in model.preprocessing.stations:
+            self.stations.append(_StationQueue(station, units))
+            units += station.units
         self.spans: list[tuple[int, int, int, int, int, int, int]] = []
         slices = len(model.slice_kind)
         self.stream_free_ns = [0] * slices
@@ -288,12 +291,8 @@ class ReferenceEngine:
                     self.columns["preprocess_start_ns"][request] = now
                 self.columns["preprocess_wait_ns"][request] += now - joined_ns
             self.spans.append((station_index, unit, request, joined_ns, now, released_ns, end_ns))
-            self._at(
-                end_ns, RANK_STATION_LEAVE, request, self._leave_station, station_index, request
-            )
-        self._at(
-            released_ns, RANK_UNIT_RELEASE, unit, self._release_unit, station_index, unit
-        )
+            self._at(end_ns, RANK_STATION_LEAVE, request, self._leave_station, station_index, request)
+        self._at(released_ns, RANK_UNIT_RELEASE, station.first_unit + unit, self._release_unit, station_index, unit)
 
     def _release_unit(self, station_index: int, unit: int) -> None:
         heapq.heappush(self.stations[station_index].free_units, unit)
@@ -579,9 +578,7 @@ class ReferenceEngine:
 
     def _records(self) -> Records:
         template = empty_columns(0)
-        return Records(
-            **{name: np.array(self.columns[name], dtype=template[name].dtype) for name in column_names()}
-        )
+        return Records(**{name: np.array(self.columns[name], dtype=template[name].dtype) for name in column_names()})
 
     def _spans(self) -> StationSpans:
         table = np.array(self.spans, dtype=np.int64).reshape(-1, 7)

@@ -94,9 +94,7 @@ def simulate(
         engine=engine,
         records=records,
         spans=spans,
-        stations=tuple(
-            StationFacts(s.name, s.kind, s.units, s.usable_fraction) for s in model.preprocessing.stations
-        ),
+        stations=tuple(StationFacts(s.name, s.kind, s.units, s.usable_fraction) for s in model.preprocessing.stations),
         slices=tuple(unit.facts() for unit in resolved.slices),
         models=tuple(names),
         end_ns=int(records.completed_ns.max()) if len(records) else 0,
@@ -106,6 +104,4 @@ def simulate(
     pending = int((records.outcome == 4).sum())
     if pending:
         warnings.append(f"{pending} requests were never served: the slices they waited for did not come back")
-    return Simulation(
-        result, trace, tuple(loads), tuple(warnings), model.preprocessing.provenance, wall_s
-    )
+    return Simulation(result, trace, tuple(loads), tuple(warnings), model.preprocessing.provenance, wall_s)

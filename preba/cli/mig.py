@@ -65,9 +65,7 @@ def plan(
     device: Annotated[str, typer.Argument(help="Device of the catalogue, or a YAML file.")],
     partition: Annotated[
         str,
-        typer.Argument(
-            help="7x1g.5gb, 4g.20gb+3g.20gb, 3g.20gb@4,1g.5gb@0, or FILE.yaml:LABEL of mig-parted."
-        ),
+        typer.Argument(help="7x1g.5gb, 4g.20gb+3g.20gb, 3g.20gb@4,1g.5gb@0, or FILE.yaml:LABEL of mig-parted."),
     ],
     gpu: Annotated[int, typer.Option(min=0, help="Index of the GPU in the commands.")] = 0,
     mig_parted: Annotated[
@@ -91,9 +89,7 @@ def plan(
 
 @mig_app.command("read")
 def read(
-    file: Annotated[
-        Path, typer.Argument(help="Output of nvidia-smi mig -lgip/-lgipp, or a mig-parted YAML file.")
-    ],
+    file: Annotated[Path, typer.Argument(help="Output of nvidia-smi mig -lgip/-lgipp, or a mig-parted YAML file.")],
     as_json: JsonOption = False,  # noqa: FBT002
 ) -> None:
     """Read an nvidia-smi listing (and compare it with the catalogue) or a mig-parted file."""
@@ -258,9 +254,7 @@ def _print_geometries(device: Device, console: Console, *, listed: bool) -> None
 def _print_doubts(device: Device, console: Console) -> None:
     console.print(f"\nsource ({device.provenance.kind}): {device.provenance.source}", markup=False)
     for doubt in device.doubts:
-        console.print(
-            f"doubtful: {doubt.about}: {doubt.used} ({doubt.kind}; {doubt.used_from})", markup=False
-        )
+        console.print(f"doubtful: {doubt.about}: {doubt.used} ({doubt.kind}; {doubt.used_from})", markup=False)
         for other in doubt.others:
             console.print(f"  otherwise: {other.value} ({other.source})", markup=False)
 
@@ -268,9 +262,7 @@ def _print_doubts(device: Device, console: Console) -> None:
 def _print_plan(wanted: Plan, console: Console) -> None:
     partition = wanted.partition
     console.print(f"{partition.device.product}: {partition.name}", markup=False)
-    table = _table(
-        "start", "profile", "id", "g", "SM", "GiB", "CE", "DEC", "JPG", "OFA", "ENC", left=("profile",)
-    )
+    table = _table("start", "profile", "id", "g", "SM", "GiB", "CE", "DEC", "JPG", "OFA", "ENC", left=("profile",))
     for each in partition.slices:
         table.add_row(
             f"{each.start}:{each.size}",
@@ -358,9 +350,7 @@ def _read_placements(text: str, origin: str, console: Console, *, as_json: bool)
             table.add_row(str(profile_id), ", ".join(map(str, starts)), str(size))
         console.print(f"GPU {gpu}", markup=False)
         console.print(table)
-    console.print(
-        "add the output of `nvidia-smi mig -lgip` to the same file to name the profiles", markup=False
-    )
+    console.print("add the output of `nvidia-smi mig -lgip` to the same file to name the profiles", markup=False)
 
 
 def _read_mig_parted(file: Path, console: Console, *, as_json: bool) -> None:

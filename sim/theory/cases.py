@@ -94,9 +94,7 @@ class AnchorCase:
     expected: tuple[Expected, ...]
 
 
-def anchor_cases(
-    *, loads: Sequence[float] = LOADS, models: Sequence[str] | None = None
-) -> tuple[AnchorCase, ...]:
+def anchor_cases(*, loads: Sequence[float] = LOADS, models: Sequence[str] | None = None) -> tuple[AnchorCase, ...]:
     """The anchors, one per model and load.
 
     Parameters
@@ -162,9 +160,7 @@ def _queue_case(
     ]
     at_once = 1.0 - exact.wait_probability
     if _clear_of(at_once, 0.99):
-        expected.append(
-            Expected(quantity="wait_p99_s", value=exact.wait_quantile_s(0.99), atom=at_once > 0.99)
-        )
+        expected.append(Expected(quantity="wait_p99_s", value=exact.wait_quantile_s(0.99), atom=at_once > 0.99))
     for name, q in LEVELS:
         # Only a fixed service time turns "no wait" into an atom of the sojourn time.
         atom = service == "fixed" and at_once > q

@@ -109,9 +109,7 @@ class GreedyQueue:
 
     def latency_quantile_s(self, q: float) -> float:
         """Quantile of the latency, seconds."""
-        return quantile_of(
-            self.latency_cdf, q, low=self.alpha_s + self.tau0_s, scale=self.tau0_s + self.alpha_s
-        )
+        return quantile_of(self.latency_cdf, q, low=self.alpha_s + self.tau0_s, scale=self.tau0_s + self.alpha_s)
 
 
 def _check(rate_rps: float, alpha_s: float, tau0_s: float) -> float:

@@ -40,9 +40,7 @@ class LittlesLaw:
         return self.rate_rps * self.sojourn_mean_s
 
 
-def littles_law(
-    arrival_ns: npt.ArrayLike, departure_ns: npt.ArrayLike, *, start_ns: int, end_ns: int
-) -> LittlesLaw:
+def littles_law(arrival_ns: npt.ArrayLike, departure_ns: npt.ArrayLike, *, start_ns: int, end_ns: int) -> LittlesLaw:
     """Both sides of Little's law from records.
 
     Parameters
@@ -65,9 +63,7 @@ def littles_law(
         The lengths differ, or a request departs before it arrives.
     """
     if end_ns <= start_ns:
-        raise ScenarioError(
-            f"start_ns, end_ns: must be a window of positive length, got [{start_ns}, {end_ns})"
-        )
+        raise ScenarioError(f"start_ns, end_ns: must be a window of positive length, got [{start_ns}, {end_ns})")
     arrival = np.asarray(arrival_ns, dtype=np.int64)
     departure = np.asarray(departure_ns, dtype=np.int64)
     if arrival.shape != departure.shape or arrival.ndim != 1:
@@ -80,9 +76,7 @@ def littles_law(
     length = end_ns - start_ns
     # L is integrated as a step function of time, not summed over requests: else the law would be an identity.
     steps_ns = np.concatenate((arrival, departure))
-    steps = np.concatenate(
-        (np.ones(arrival.size, dtype=np.int64), np.full(departure.size, -1, dtype=np.int64))
-    )
+    steps = np.concatenate((np.ones(arrival.size, dtype=np.int64), np.full(departure.size, -1, dtype=np.int64)))
     order = np.argsort(steps_ns, kind="stable")
     times = np.clip(steps_ns[order], start_ns, end_ns)
     number = np.cumsum(steps[order])
