@@ -73,8 +73,6 @@ class TraceColumns(Protocol):
     @property
     def audio_ns(self) -> Int64: ...  # noqa: D102
     @property
-    def tensor_bytes(self) -> Int64: ...  # noqa: D102
-    @property
     def preprocess_factor(self) -> Float64: ...  # noqa: D102
 
 
@@ -276,8 +274,10 @@ def _audio_units(rates: DpuAudioRates, design: str, inputs: _Inputs) -> list[Sta
 
 def _hop(cost: HopCost, inputs: _Inputs) -> Station:
     """The link to the GPU: one at a time at full bandwidth, the latency overlapping the next transfer."""
-    tensor_bytes = np.where(inputs.images | inputs.audios, inputs.trace.tensor_bytes, 0)
-    occupancy_ns, latency_ns = work.hop_ns(cost, tensor_bytes)
+    seconds = work.audio_seconds(inputs.trace.audio_ns)
+    made_bytes = np.where(inputs.images, cost.image_bytes.value, 0.0)
+    made_bytes[inputs.audios] = cost.audio_bytes_per_s.value * seconds[inputs.audios]
+    occupancy_ns, latency_ns = work.hop_ns(cost, made_bytes)
     return Station("hop", "hop", 1, 1.0, 1, 0, occupancy_ns, latency_ns)
 
 

@@ -93,8 +93,14 @@ def slice_audio_factor(*, gpcs: int) -> float:
     return 1.0 / gpcs
 
 
-def hop_ns(cost: HopCost, tensor_bytes: Int64) -> tuple[Int64, Int64]:
+def hop_ns(cost: HopCost, tensor_bytes: Float64) -> tuple[Int64, Int64]:
     """How long each tensor takes the link, and when it has arrived.
+
+    Parameters
+    ----------
+    cost : HopCost
+    tensor_bytes : float64[n]
+        What preprocessing hands to the model, per request.
 
     Returns
     -------

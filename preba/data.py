@@ -23,7 +23,7 @@ def config_folder() -> Path:
     Raises
     ------
     MissingFileError
-        When that folder does not exist; the message names both ways to give it.
+        When there is none; the message names the places looked at and how to give another.
     """
     override = os.environ.get("PREBA_CONFIGS")
     beside = Path(__file__).resolve().parent.parent / "configs"
@@ -32,6 +32,5 @@ def config_folder() -> Path:
     for folder in places:
         if folder.is_dir():
             return folder
-    raise MissingFileError(
-        f"configs: {' and '.join(map(str, places))} do not exist; set PREBA_CONFIGS to the configs/ of a checkout"
-    )
+    looked = " and ".join(map(str, places))
+    raise MissingFileError(f"configs: no folder at {looked}; set PREBA_CONFIGS to the configs/ of a checkout")

@@ -72,10 +72,16 @@ class DaliImageCost(ImageCost):
 
 
 class HopCost(StrictModel):
-    """Moving a tensor over PCIe into the model's slice: ``latency_us + bytes / bandwidth``."""
+    """Moving a tensor over PCIe into the model's slice: ``latency_us + bytes / bandwidth``.
+
+    ``image_bytes`` and ``audio_bytes_per_s`` are the size of what preprocessing makes of an image, whatever its
+    file's size, and of one second of audio.
+    """
 
     latency_us: Figure
     bandwidth_gb_per_s: PositiveFigure
+    image_bytes: Figure
+    audio_bytes_per_s: Figure
 
 
 class DaliCosts(StrictModel):
@@ -151,6 +157,8 @@ class HopOverride(StrictModel):
 
     latency_us: NonNegativeFloat | None = None
     bandwidth_gb_per_s: PositiveFloat | None = None
+    image_bytes: NonNegativeFloat | None = None
+    audio_bytes_per_s: NonNegativeFloat | None = None
 
 
 class DpuImageOptions(StrictModel):

@@ -1,1 +1,1 @@
-"""Reports: pure functions of records, the same for simulated and measured runs. Nothing here runs or decides anything."""
+"""Reports: pure functions of records, the same for simulated and measured runs. Nothing here runs a scenario."""

@@ -166,7 +166,13 @@ def _slice_events(result: RunResult, shown: int) -> Iterator[Event]:
 
 def _outage_events(result: RunResult) -> Iterator[Event]:
     for slice_index, begin, end in result.outages:
-        box = {"ph": "X", "cat": "outage", "name": "out of service", "pid": SLICES_PID, "tid": slice_index + 1}
+        box = {
+            "ph": "X",
+            "cat": "outage",
+            "name": "out of service",
+            "pid": SLICES_PID,
+            "tid": slice_index + 1,
+        }
         yield {**box, "ts": _us(begin), "dur": _us(end - begin), "args": {}}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,7 @@ def summarise(result: RunResult, context: ReportContext) -> Json:
     window = steady_window(result, context)
     kept = in_arrival_order(records.select(window.kept & records.served))
     throughput = throughput_figure(records, window)
+    busy = _busy(result, window)
     summary: Json = {
         "engine": result.engine,
         "scenario": context.scenario_name,
@@ -87,7 +88,7 @@ def summarise(result: RunResult, context: ReportContext) -> Json:
         "latency_ms": latency_figures(kept),
         "stages_ms": stage_figures(kept),
         "batch_size": batch_figures(kept),
-        **_usage(result, window),
+        **_usage(result, window, busy),
         "capacity": [
             {
                 "stage": stage.stage,
@@ -98,7 +99,7 @@ def summarise(result: RunResult, context: ReportContext) -> Json:
             for stage in context.capacities
         ],
     }
-    money, sources = _money(result, context, window, throughput_rps=throughput["value"])
+    money, sources = _money(result, context, busy, throughput_rps=throughput["value"])
     summary |= money
     summary["models"] = _models(result, context, window) if models > 1 else {}
     summary["outages"] = [
@@ -145,62 +146,62 @@ def _goodput(result: RunResult, context: ReportContext, window: SteadyWindow) ->
     }
 
 
-def _usage(result: RunResult, window: SteadyWindow) -> Json:
+@dataclass(frozen=True)
+class _Busy:
+    """Shares of the window, 0..1: of each station's units, and of each slice."""
+
+    stations: tuple[float, ...]
+    slices: tuple[float, ...]
+
+
+def _busy(result: RunResult, window: SteadyWindow) -> _Busy:
+    edges = np.array([window.start_ns, window.end_ns], dtype=np.int64)
+    shares = slice_busy(result, edges)[:, 0] / (window.end_ns - window.start_ns)
+    return _Busy(
+        stations=tuple(float(station_busy(result, i, edges)[0]) for i in range(len(result.stations))),
+        slices=tuple(min(1.0, float(share)) for share in shares),
+    )
+
+
+def _usage(result: RunResult, window: SteadyWindow, busy: _Busy) -> Json:
     edges = np.array([window.start_ns, window.end_ns], dtype=np.int64)
     length_ns = window.end_ns - window.start_ns
+    shares: list[float | None] = []
+    for index, share in enumerate(busy.slices):
+        available = 1.0 - float(integral_ns(outage_intervals(result, index), edges)[0]) / length_ns
+        shares.append(min(1.0, share / available) if available > 0 else None)
+    own = [s for s, unit in zip(shares, result.slices, strict=True) if s is not None and unit.role == "model"]
     stations = distinct_names([station.name for station in result.stations])
-    busy = [float(station_busy(result, index, edges)[0]) for index in range(len(stations))]
-    shares: Json = {}
-    names = distinct_names([unit.name for unit in result.slices])
-    busy_ns = slice_busy(result, edges)[:, 0]
-    for index, name in enumerate(names):
-        down_ns = float(integral_ns(outage_intervals(result, index), edges)[0])
-        available_ns = length_ns - down_ns
-        # What a slice did before it dropped out is work, even if the rest of the window is an outage.
-        shares[name] = min(1.0, float(busy_ns[index]) / available_ns) if available_ns > 0 else None
-    queues = {
-        name: float(integral_ns(stays, edges)[0]) / length_ns
-        for name, stays in queue_intervals(result).items()
-    }
-    own = [
-        share for name, share in shares.items() if share is not None and _role(result, names, name) == "model"
-    ]
+    queues = queue_intervals(result)
     return {
         "utilization": {
             "preprocessing": {
                 name: share * station.usable_fraction
-                for name, share, station in zip(stations, busy, result.stations, strict=True)
+                for name, share, station in zip(stations, busy.stations, result.stations, strict=True)
             },
-            "preprocessing_taken": dict(zip(stations, busy, strict=True)),
-            "slices": shares,
+            "preprocessing_taken": dict(zip(stations, busy.stations, strict=True)),
+            "slices": dict(zip(distinct_names([unit.name for unit in result.slices]), shares, strict=True)),
             "slices_mean": sum(own) / len(own) if own else None,
         },
-        "queue_depth": queues,
+        "queue_depth": {
+            name: float(integral_ns(stays, edges)[0]) / length_ns for name, stays in queues.items()
+        },
     }
 
 
-def _role(result: RunResult, names: list[str], name: str) -> str:
-    return result.slices[names.index(name)].role
-
-
 def _money(
-    result: RunResult, context: ReportContext, window: SteadyWindow, *, throughput_rps: float | None
+    result: RunResult, context: ReportContext, busy: _Busy, *, throughput_rps: float | None
 ) -> tuple[Json, Sources]:
     """Watts, joules and dollars, and the origin of the numbers behind them."""
     power: Json = {"cpu": None, "gpu": None, "accelerator": None, "total": None}
     found: Json = {"hardware": None, "power_w": power, "energy_per_request_j": None, "cost_efficiency": None}
     if context.hardware is None:
         return found, ()
-    edges = np.array([window.start_ns, window.end_ns], dtype=np.int64)
-    length_ns = window.end_ns - window.start_ns
     cards = int(context.accelerator_used)
     drawn = power_of_run(
         context.hardware,
-        stations=[(s, float(station_busy(result, i, edges)[0])) for i, s in enumerate(result.stations)],
-        slices=[
-            (unit, min(1.0, float(busy_ns) / length_ns))
-            for unit, busy_ns in zip(result.slices, slice_busy(result, edges)[:, 0], strict=True)
-        ],
+        stations=list(zip(result.stations, busy.stations, strict=True)),
+        slices=list(zip(result.slices, busy.slices, strict=True)),
         gpcs_per_gpu=context.gpcs_per_gpu,
         accelerator_count=cards,
     )

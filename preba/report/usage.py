@@ -59,7 +59,8 @@ def integral_ns(intervals: Intervals, edges_ns: Int64) -> Float64:
     """
     elapsed = _elapsed(np.sort(intervals.from_ns), edges_ns) - _elapsed(np.sort(intervals.to_ns), edges_ns)
     # Cancellation leaves rounding of either sign where nothing was open.
-    return np.maximum(np.diff(elapsed), 0.0)
+    found: Float64 = np.maximum(np.diff(elapsed), 0.0)
+    return found
 
 
 def _elapsed(times_ns: Int64, edges_ns: Int64) -> Float64:
@@ -71,7 +72,8 @@ def _elapsed(times_ns: Int64, edges_ns: Int64) -> Float64:
     edges = (edges_ns - edges_ns[0]).astype(np.float64)
     before = np.searchsorted(times_ns, edges_ns, side="left")
     sums = np.concatenate(([0.0], np.cumsum(times)))
-    return edges * before - sums[before]
+    found: Float64 = edges * before - sums[before]
+    return found
 
 
 def disjoint(intervals: Intervals) -> Intervals:
@@ -104,7 +106,8 @@ def station_busy(result: RunResult, station_index: int, edges_ns: Int64) -> Floa
     """Mean share of a station's units taken in each bin, float64[b] within 0..1."""
     units = work_units(result, station_index)
     total = sum((integral_ns(unit, edges_ns) for unit in units), np.zeros(len(edges_ns) - 1))
-    return np.minimum(total / (len(units) * np.diff(edges_ns)), 1.0)
+    found: Float64 = np.minimum(total / (len(units) * np.diff(edges_ns)), 1.0)
+    return found
 
 
 def first_of_batch(records: Records) -> NDArray[np.intp]:

@@ -65,8 +65,8 @@ def steady_window(result: RunResult, context: ReportContext) -> SteadyWindow:
     kept[served[: cut.index]] = False
     last_ns = int(records.scheduled_ns.max()) if len(records) else 0
     start_ns = min(start_ns, last_ns) if len(records) else 0
-    inside = records.completed_ns[served]
-    inside = (inside >= start_ns) & (inside < last_ns)
+    answered_ns = records.completed_ns[served]
+    inside = (answered_ns >= start_ns) & (answered_ns < last_ns)
     # A run of a few requests may end before its first answer: then its whole length must do.
     end_ns = last_ns if bool(inside.any()) else result.end_ns + 1
     end_ns = max(end_ns, start_ns + SECTIONS)

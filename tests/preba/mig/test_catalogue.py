@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import preba.data
 from preba.errors import FormatError, MissingFileError, PartitionError
 from preba.mig.catalogue import device_names, load_device
 
@@ -196,3 +197,22 @@ def test_catalogue_elsewhere_is_read_instead(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("PREBA_CONFIGS", str(tmp_path / "absent"))
     with pytest.raises(MissingFileError, match="PREBA_CONFIGS"):
         load_device("MINE")
+
+
+def test_catalogue_of_an_installed_package_is_the_environments_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without configs/ beside the package that of the environment is used; without either the error names both."""
+    package = tmp_path / "site" / "preba"
+    package.mkdir(parents=True)
+    monkeypatch.delenv("PREBA_CONFIGS", raising=False)
+    monkeypatch.setattr(preba.data, "__file__", str(package / "data.py"))
+    monkeypatch.setattr(preba.data.sys, "prefix", str(tmp_path / "env"))
+    with pytest.raises(MissingFileError, match="share/preba/configs"):
+        device_names()
+    installed = tmp_path / "env" / "share" / "preba" / "configs"
+    (installed / "devices").mkdir(parents=True)
+    assert device_names() == ()
+    assert preba.data.config_folder() == installed
+    (tmp_path / "site" / "configs").mkdir()
+    assert preba.data.config_folder() == tmp_path / "site" / "configs"

@@ -86,14 +86,29 @@ def test_maximal_placements_agree_with_trying_every_subset() -> None:
     assert found == _brute_force(A100, plain)
 
 
-SPOTS = {
-    device.name: [Placed(p, s) for p in device.profiles for s in p.starts or ()]
-    for device in (A100, A30, RTX)
-}
+def _altered(device: Device, name: str, **changes: object) -> Device:
+    """A device none sells, on which one rule has to hold without help from the others."""
+    profiles = tuple(profile.model_copy(update=changes) for profile in device.profiles)
+    return device.model_copy(update={"name": name, "profiles": profiles})
+
+
+ONE_OF_EACH = _altered(A100, "one of each", instances_max=1)
+NO_ENGINES_KNOWN = _altered(
+    A30,
+    "no engines known",
+    decoders=None,
+    jpeg_engines=None,
+    ofa_engines=None,
+    encoders=None,
+    instances_max=4,
+)
+ALL = [A100, A30, RTX, ONE_OF_EACH, NO_ENGINES_KNOWN]
+
+SPOTS = {device.name: [Placed(p, s) for p in device.profiles for s in p.starts or ()] for device in ALL}
 
 
 @settings(max_examples=200, deadline=None)
-@given(data=st.data(), device=st.sampled_from([A100, A30, RTX]))
+@given(data=st.data(), device=st.sampled_from(ALL))
 def test_admits_and_conflicts_agree(data: st.DataObject, device: Device) -> None:
     """A slice is admitted beside a legal set exactly when the set with it breaks no rule."""
     spots = data.draw(st.lists(st.sampled_from(SPOTS[device.name]), max_size=12))
@@ -174,6 +189,23 @@ def test_media_extensions_of_any_kind_go_to_one_slice() -> None:
     assert conflicts(A30, [first, second]) == [
         "1g.6gb+me and 2g.12gb+me: only one slice can have the media extensions"
     ]
+
+
+def test_profile_is_used_no_oftener_than_its_maximum() -> None:
+    """Where room would allow more, the profile's maximum still holds."""
+    maximal = maximal_placements(ONE_OF_EACH, ONE_OF_EACH.plain_profiles())
+    assert all(len({e.profile.name for e in placed}) == len(placed) for placed in maximal)
+    twice = [Placed(ONE_OF_EACH.profile("2g", where="t"), start) for start in (0, 2)]
+    assert conflicts(ONE_OF_EACH, twice) == ["2 of 2g.10gb, at most 1 fit"]
+
+
+def test_media_extensions_are_single_even_where_no_engines_are_known() -> None:
+    """The rule on +me does not lean on engine counts, which some devices lack."""
+    first, second = (
+        Placed(NO_ENGINES_KNOWN.profile(n, where="t"), s) for n, s in (("1g.6gb+me", 0), ("2g.12gb+me", 2))
+    )
+    assert not admits(NO_ENGINES_KNOWN, [first], second)
+    assert len(conflicts(NO_ENGINES_KNOWN, [first, second])) == 1
 
 
 def test_all_media_engines_leave_only_slices_without_any_beside() -> None:
