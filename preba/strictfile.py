@@ -125,9 +125,12 @@ def validate(
     except TypeError as problem:
         raise error(f"{problem} ({origin})") from problem
     except ValidationError as problem:
+        items = problem.errors(include_url=False)
+        # An item that is wrong is dropped from its list, which is then "too short": one mistake, one complaint.
         complaints = [
             _complaint(model, dict(item), origin=origin, lines=lines, root=root)
-            for item in problem.errors(include_url=False)
+            for item in items
+            if not (item["type"] == "too_short" and any(_lies_below(other["loc"], item["loc"]) for other in items))
         ]
         raise error("\n".join(dict.fromkeys(complaints))) from problem
 
@@ -165,6 +168,10 @@ def _complaint(model: type[BaseModel], item: dict[str, Any], *, origin: str, lin
     line = next((found[keys[:n]] for n in range(len(keys), -1, -1) if keys[:n] in found), None)
     where = f"{origin}:{line}" if line is not None else origin
     return f"{_shown(location, root) or '(top level)'}: {text} ({where})"
+
+
+def _lies_below(inner: tuple[str | int, ...], outer: tuple[str | int, ...]) -> bool:
+    return len(inner) > len(outer) and inner[: len(outer)] == outer
 
 
 def _shown(location: Sequence[str | int], root: str) -> str:

@@ -209,7 +209,7 @@ def _longest_audio_ns(trace: Trace, models: int) -> list[int]:
 
 def _server(resolved: ResolvedScenario, model: ResolvedModel, group: Sequence[int], longest_ns: int) -> ServerModel:
     config = model.config.batcher
-    where = f"models[{model.index}].batcher"
+    where = f"scenario.models[{model.index}].batcher"
     profiles = [resolved.slices[index].profile for index in group]
     plan = plan_batcher(config, model.profile, profiles, length_max_ns=longest_ns, where=where)
     backend = backend_of(model)

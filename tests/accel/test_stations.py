@@ -60,11 +60,11 @@ class Rows:
 
 
 def images(count: int, *, jpeg_bytes: int = 110_000, factor: float = 1.0) -> Columns:
-    return Rows([(0, jpeg_bytes, 0, 602_112, factor)] * count).columns()
+    return Rows([(0, jpeg_bytes, 0, 0, factor)] * count).columns()
 
 
 def clips(count: int, *, seconds: float = 2.5) -> Columns:
-    return Rows([(0, 0, round(seconds * SECOND_NS), 80_000, 1.0)] * count).columns()
+    return Rows([(0, 0, round(seconds * SECOND_NS), 0, 1.0)] * count).columns()
 
 
 def config(**keys: Any) -> AnyPreprocessing:
@@ -195,6 +195,15 @@ def test_hop_bandwidth_is_shared() -> None:
     )
     built = build_preprocessing(dpu, images(4), modalities=["image"])
     assert play(built, [0] * 4) == [30_000 + 18_816 * n for n in range(1, 5)]
+
+
+def test_hop_carries_what_preprocessing_makes_of_an_input() -> None:
+    """A drawn trace knows file sizes and lengths only; the link is held for the tensor made of them."""
+    hop = {"latency_us": 0, "bandwidth_gb_per_s": 1, "image_bytes": 1_000, "audio_bytes_per_s": 2_000}
+    rows = Rows([(0, 90_000, 0, 0, 1.0), (0, 180_000, 0, 0, 1.0), (1, 0, 3 * SECOND_NS, 0, 1.0)])
+    built = build_preprocessing(config(kind="dpu", hop=hop), rows.columns(), modalities=["image", "audio"])
+    assert built.stations[-1].kind == "hop"
+    assert built.stations[-1].occupancy_ns.tolist() == [1_000, 1_000, 6_000]
 
 
 def test_default_dpu_rates_are_those_implied_by_the_papers_traffic() -> None:

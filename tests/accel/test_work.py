@@ -50,8 +50,13 @@ def test_times_are_rounded_to_the_nearest_nanosecond() -> None:
 
 def test_hop_takes_the_link_for_bytes_over_bandwidth_and_arrives_a_latency_later() -> None:
     """602,112 bytes at 32 GB/s hold the link for 18,816 ns and arrive 30 us after that."""
-    cost = HopCost(latency_us=figure(30), bandwidth_gb_per_s=positive(32))
-    occupancy, latency = work.hop_ns(cost, np.array([602_112, 0]))
+    cost = HopCost(
+        latency_us=figure(30),
+        bandwidth_gb_per_s=positive(32),
+        image_bytes=figure(602_112),
+        audio_bytes_per_s=figure(32_000),
+    )
+    occupancy, latency = work.hop_ns(cost, np.array([602_112.0, 0.0]))
     assert occupancy.tolist() == [18_816, 0]
     assert latency.tolist() == [48_816, 30_000]
 
