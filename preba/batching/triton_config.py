@@ -115,20 +115,7 @@ class TritonSettings:
     resources: tuple[str, ...]
 
     def make_state(self, *, consumers: int, capacity: int, as_arrays: bool = False) -> s.BatcherState:
-        """An empty batcher of equal consumers.
-
-        Parameters
-        ----------
-        consumers : int
-        capacity : int
-            Request slots.
-        as_arrays : bool
-            NumPy arrays instead of lists.
-
-        Returns
-        -------
-        BatcherState
-        """
+        """Makes an empty batcher of equal consumers with ``capacity`` request slots; see ``state.make_state``."""
         batch_max = self.setting[s.S_BATCH_MAX]
         return s.make_state(
             setting=self.setting,

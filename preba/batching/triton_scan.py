@@ -247,9 +247,11 @@ def verdict(state: BatcherState, now_ns: int, base: int, mark_count: int, mark_u
         left_ns = _US
         if now_ns <= deadline_ns:
             left_ns = deadline_ns - now_ns
-            if wait_ns < left_ns:
-                left_ns = wait_ns
-        wait_ns = left_ns
+        if left_ns <= wait_ns and left_ns >= _US:
+            # A thread wakes after its sleep, never before: by then the deadline it slept for has passed.
+            return left_ns // _US * _US + _US
+        if left_ns < wait_ns:
+            wait_ns = left_ns
     return wait_ns // _US * _US
 
 

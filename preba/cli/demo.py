@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from preba.batchers import FixedBatching
 from preba.cli.output import write_run
 from preba.cli.simulate import run_and_summarise
 from preba.data import config_folder
@@ -22,16 +23,23 @@ from sim.saturation import at_rate_factor, saturated_rps
 LOAD = 0.8
 """Share of its own saturated throughput that each design point is offered."""
 
+SMALL, WHOLE = "7x1g.5gb", "1x7g.40gb"
+
 POINTS: tuple[tuple[str, str, str], ...] = (
-    ("base", "7x1g.5gb", "CPU, 1g(7x)"),
-    ("base-dpu", "7x1g.5gb", "DPU, fixed batching, 1g(7x)"),
-    ("preba", "7x1g.5gb", "DPU + PREBA, 1g(7x)"),
-    ("ideal", "7x1g.5gb", "ideal, 1g(7x)"),
-    ("base", "1x7g.40gb", "CPU, 7g(1x)"),
-    ("preba", "1x7g.40gb", "DPU + PREBA, 7g(1x)"),
-    ("ideal", "1x7g.40gb", "ideal, 7g(1x)"),
+    ("base", SMALL, "CPU 1g"),
+    ("base-dpu", SMALL, "DPU 1g"),
+    ("preba", SMALL, "PREBA 1g"),
+    ("ideal", SMALL, "ideal 1g"),
+    ("base", WHOLE, "CPU 7g"),
+    ("preba", WHOLE, "PREBA 7g"),
+    ("ideal", WHOLE, "ideal 7g"),
 )
 """(scenario suffix, partition, label); the first of each modality is what the others are compared with."""
+
+WHOLE_GPU_BATCH = 8
+"""How many times the batch of a 1g slice the fixed batcher gets on 7g: the ratio of PREBA's knees (its Fig. 6)."""
+
+GEOMETRIES = f"1g = seven 1g.5gb slices, 7g = one 7g.40gb; each at {LOAD:.0%} of its saturation"
 
 TITLE = "PREBA's what-if: CPU, FPGA and free preprocessing on one A100"
 
@@ -54,7 +62,7 @@ def demo(
             for suffix, partition, label in POINTS
         ]
         entries += found
-        screen.print(comparison_table(found, title=f"{modality} server, at {LOAD:.0%} of each one's saturation"))
+        screen.print(comparison_table(found, title=f"{modality} server: {GEOMETRIES}"))
     _write_page(out / "index.html", entries)
     console.print(f"report: {out / 'index.html'}", markup=False)
 
@@ -65,7 +73,12 @@ def _point(
     path = config_folder() / "scenarios" / f"preba-{modality}-{suffix}.yaml"
     name = f"preba-{modality}-{suffix}-{partition}"
     overrides = [f"gpus[0].partition={partition}", f"name={name}"]
-    resolved = resolve(load_scenario(path, overrides), folder=path.parent)
+    scenario = load_scenario(path, overrides)
+    batcher = scenario.models[0].batcher
+    if partition == WHOLE and isinstance(batcher, FixedBatching):
+        overrides.append(f"models[0].batcher.batch_max={batcher.batch_max * WHOLE_GPU_BATCH}")
+        scenario = load_scenario(path, overrides)
+    resolved = resolve(scenario, folder=path.parent)
     most_rps = saturated_rps(resolved)
     offered = _offered_rps(resolved)
     at_load = at_rate_factor(resolved, LOAD * most_rps / offered, requests)

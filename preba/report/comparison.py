@@ -12,7 +12,7 @@ __all__ = ["COLUMNS", "ComparisonEntry", "ComparisonRow", "comparison_rows", "gr
 
 COLUMNS: tuple[tuple[str, str], ...] = (
     ("served", "req/s"),
-    ("ratio", "x"),
+    ("vs.", "base"),
     ("p50", "ms"),
     ("p95", "ms"),
     ("p99", "ms"),

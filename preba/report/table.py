@@ -53,15 +53,15 @@ def summary_table(summary: Json) -> RenderableType:
     """
     parts: list[RenderableType] = [*_warnings(summary), _title(summary), *_counts(summary), _latency(summary)]
     parts.append(_stages(summary))
-    for name, model in summary["models"].items():
-        parts.append(_model(name, model))
+    if summary["models"]:
+        parts.append(_models(summary["models"]))
     parts += [_usage(summary), *_money(summary), *_origin(summary)]
     return Group(*parts)
 
 
-def _grid(*headers: str, title: str | None = None) -> Table:
-    table = Table(box=box.SIMPLE, title=title, title_justify="left", title_style="bold", pad_edge=False)
-    table.add_column(headers[0], overflow="fold")
+def _grid(*headers: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(headers[0], overflow="fold", header_style="bold")
     for header in headers[1:]:
         table.add_column(header, justify="right", no_wrap=True)
     return table
@@ -115,19 +115,21 @@ def _latency(summary: Json) -> RenderableType:
     table.add_row("  offered (req/s)", significant(summary["offered_rps"], 4), "", "")
     goodput = summary["goodput"]
     if goodput is not None:
-        table.add_row("  within SLO (req/s)", significant(goodput["rps"], 4), "", _verdict(goodput))
+        table.add_row(
+            "  within objective (req/s)", significant(goodput["rps"], 4), "", f"p99 {_verdict(goodput)}"
+        )
     for key, label in LATENCY_LABELS.items():
         _figure_row(table, f"latency {label} (ms)", summary["latency_ms"][key])
     figures = [summary["throughput_rps"], *summary["latency_ms"].values()]
     short = any(not figure["enough"] and figure["value"] is not None for figure in figures)
-    return Group(table, _line(SHORT_RUN, "yellow"), Text("")) if short else table
+    return Group(table, _line(SHORT_RUN, "yellow")) if short else table
 
 
 def _verdict(goodput: Json) -> str:
     if goodput["p99_met"] is None:
         return ""
-    sure = "" if goodput["certain"] else " (uncertain)"
-    return ("p99 met" if goodput["p99_met"] else "p99 missed") + sure
+    sure = "" if goodput["certain"] else "?"
+    return ("met" if goodput["p99_met"] else "missed") + sure
 
 
 def _stages(summary: Json) -> Table:
@@ -142,17 +144,18 @@ def _stages(summary: Json) -> Table:
     return table
 
 
-def _model(name: str, model: Json) -> Table:
-    table = _grid("req/s", "refused", "mean ms", "p50 ms", "p99 ms", "batch", "SLO")
-    table.title = Text(name)
-    goodput = model["goodput"]
-    table.add_row(
-        flagged(model["throughput_rps"]),
-        f"{model['refused']['total']:,}",
-        *(flagged(model["latency_ms"][key]) for key in ("mean", "p50", "p99")),
-        significant(model["batch_size"]["mean"]),
-        ABSENT if goodput is None else _verdict(goodput),
-    )
+def _models(models: Json) -> Table:
+    table = _grid("per model", "req/s", "refused", "mean ms", "p50 ms", "p99 ms", "batch", "p99 objective")
+    for name, model in models.items():
+        goodput = model["goodput"]
+        table.add_row(
+            Text(name),
+            flagged(model["throughput_rps"]),
+            f"{model['refused']['total']:,}",
+            *(flagged(model["latency_ms"][key]) for key in ("mean", "p50", "p99")),
+            significant(model["batch_size"]["mean"]),
+            ABSENT if goodput is None else _verdict(goodput),
+        )
     return table
 
 
@@ -188,7 +191,7 @@ def _money(summary: Json) -> list[RenderableType]:
     years = cost["hours"] / (365 * 24)
     table.add_row(
         f"cost over {years:g} years (USD)",
-        f"{significant(cost['capex_usd'], 6)} machine + {significant(cost['opex_usd'], 4)} electricity",
+        f"{cost['capex_usd']:,.0f} machine + {cost['opex_usd']:,.0f} electricity",
     )
     table.add_row("requests per USD", scaled(cost["requests_per_usd"]))
     return [table]
@@ -232,7 +235,7 @@ def comparison_table(
     rows = comparison_rows(runs, baseline=baseline)
     table = Table(
         box=box.SIMPLE_HEAD, title=Text(title) if title else None, title_justify="left", title_style="bold",
-        pad_edge=False, padding=(0, 1, 0, 0), collapse_padding=True,
+        pad_edge=False, padding=0, 
     )  # fmt: skip
     table.add_column("", overflow="fold")
     for name, unit in COLUMNS:
@@ -249,7 +252,9 @@ def _comparison_notes(
         return ["nothing to compare"]
     saturated = all(run.saturated_rps is not None for run in runs)
     what = "carried at saturation" if saturated else "served"
-    notes = [f"req/s {what}; x: times that of {baseline or runs[0].label!r}; prep: the busiest station"]
+    notes = [
+        f"req/s {what}; vs. base: times that of {baseline or runs[0].label!r}; prep: the busiest station"
+    ]
     if any(cell.endswith("*") for row in rows for cell in row.cells):
         notes.append(SHORT_RUN)
     notes += [f"{run.label}: {warning}" for run in runs for warning in run.summary["warnings"]]

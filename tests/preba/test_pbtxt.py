@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -111,10 +112,8 @@ def test_pbtxt_errors_name_file_line_and_field(case: str) -> None:
 @given(st.text(max_size=40))
 def test_pbtxt_any_text_is_read_or_refused(text: str) -> None:
     """No input makes the reader fail in any other way than its own error."""
-    try:
-        read(text)
-    except FormatError as error:
-        assert str(error).startswith("x.pbtxt:")
+    with contextlib.suppress(FormatError):
+        assert set(read(text)) <= set(SMALL.messages["M"])
 
 
 @given(st.text(max_size=40))
@@ -141,10 +140,15 @@ def test_pbtxt_reads_a_model_configuration() -> None:
     input [ { name: "RAW" data_type: TYPE_UINT8 dims: [ -1 ] } ]
     parameters: { key: "threads" value: { string_value: "4" } }
     version_policy: { latest: { num_versions: 2 } }
-    model_warmup { name: "w" batch_size: 1 inputs { key: "RAW" value { data_type: TYPE_UINT8 dims: 1 zero_data: true } } }
+    model_warmup {
+      name: "w" batch_size: 1 inputs { key: "RAW" value { data_type: TYPE_UINT8 dims: 1 zero_data: true } }
+    }
     ensemble_scheduling {
       step [
-        { model_name: "dali" model_version: -1 input_map { key: "IN" value: "RAW" } output_map { key: "OUT" value: "x" } }
+        {
+          model_name: "dali" model_version: -1
+          input_map { key: "IN" value: "RAW" } output_map { key: "OUT" value: "x" }
+        }
       ]
     }
     """

@@ -135,7 +135,7 @@ def test_triton_config_versions_name_the_same_release_alike() -> None:
     assert triton_release("source-2026-06") == triton_release("26.06")
     assert not triton_release("25.08").ordering_regression
     assert triton_release("25.09").ordering_regression
-    with pytest.raises(ScenarioError, match="neither 2.NN, YY.MM nor a source name"):
+    with pytest.raises(ScenarioError, match=r"neither 2.NN, YY.MM nor a source name"):
         triton_release("latest")
 
 
@@ -246,13 +246,13 @@ def test_triton_config_file_and_field_exclude_each_other(tmp_path: Path) -> None
     file = write(tmp_path, FILE)
     with pytest.raises(ValidationError, match="max_batch_size: comes from config_pbtxt"):
         batcher(config_pbtxt=str(file), max_batch_size=4)
-    with pytest.raises(ValidationError, match="rate_limiter.groups: comes from config_pbtxt"):
+    with pytest.raises(ValidationError, match=r"rate_limiter.groups: comes from config_pbtxt"):
         batcher(config_pbtxt=str(file), rate_limiter={"groups": []})
 
 
 def test_triton_config_missing_file_is_named(tmp_path: Path) -> None:
     """A config.pbtxt that is not there is a clear error."""
-    with pytest.raises(MissingFileError, match="nowhere/config.pbtxt: no such file"):
+    with pytest.raises(MissingFileError, match=r"nowhere/config.pbtxt: no such file"):
         batcher({"directory": tmp_path}, config_pbtxt="nowhere/config.pbtxt")
 
 

@@ -106,6 +106,44 @@ def test_triton_reject_refuses_when_the_scan_meets_the_request() -> None:
     assert refused(state) == []
     assert finish(state, 10) == [[2]]
     assert refused(state) == [(1, REFUSED_TIMEOUT)]
+    assert state.scalar[t.V_QUEUED_UNITS] == 0
+
+
+def test_triton_deadline_ends_the_wait_for_more() -> None:
+    """A request whose timeout is shorter than the delay is refused when it expires, and not sent at the last moment."""
+    state = fresh(batcher(max_queue_delay_us=20_000, default_queue_policy={"default_timeout_us": 5000}))
+    assert offer(state, 0, 0) == []
+    assert offer(state, 2, 1) == []
+    assert brain.due_ns(state) == ns_from_ms(5.001)
+    assert tick(state, 5.001) == []
+    assert refused(state) == [(0, REFUSED_TIMEOUT)]
+    assert brain.due_ns(state) == ns_from_ms(7.001)
+    assert tick(state, 7.001) == []
+    assert refused(state) == [(1, REFUSED_TIMEOUT)]
+
+
+def test_triton_higher_priority_joins_the_batch_being_formed() -> None:
+    """A request of a higher level that arrives while the batcher waits goes in front of those already scanned."""
+    policy = {"default_timeout_us": 50_000}
+    config = batcher(max_queue_delay_us=5000, priority_levels=2, default_priority_level=2, default_queue_policy=policy)
+    state = fresh(config)
+    state.request_priority[1] = 1
+    assert offer(state, 0, 0) == []
+    assert offer(state, 1, 1) == []
+    assert tick(state, 5) == [[1, 0]]
+
+
+def test_triton_sleeping_batcher_tops_up_on_its_500_ms_tick() -> None:
+    """A payload that arrivals do not top up takes them when the batcher's 500 ms sleep ends, however long it slept."""
+    state = fresh(batcher(max_queue_delay_us=2000))
+    offer(state, 0, 0)
+    assert tick(state, 2) == [[0]]
+    offer(state, 3, 1)
+    assert tick(state, 5) == []
+    offer(state, 1300, 2)
+    assert brain.due_ns(state) == ns_from_ms(1505)
+    tick(state, 1505)
+    assert finish(state, 1506) == [[1, 2]]
 
 
 def test_triton_blocked_batcher_rejects_on_its_500_ms_tick() -> None:
@@ -295,6 +333,20 @@ def test_triton_closed_payloads_are_not_merged() -> None:
     assert finish(state, 60) == [[2]]
 
 
+@pytest.mark.parametrize(("other", "third"), [(False, [5]), (True, [5, 6])])
+def test_triton_merges_neither_closed_nor_unequal_payloads(other: bool, third: list[int]) -> None:
+    """An overdue payload stays alone at dispatch if its shape differs, or if another shape has closed it."""
+    state = fresh(batcher(preferred_batch_size=[2], max_queue_delay_us=1000, enforce_equal_shape=True))
+    shapes = [0, 0, 0, 0, 0, 1, 1] if other else [0, 0, 0, 0, 0, 0, 1]
+    for request, shape in enumerate(shapes):
+        state.request_shape[request] = shape
+    assert offer(state, 0, 0, 1) == [[0, 1]]
+    offer(state, 1, 2, 3, 4)  # a preferred size and one more
+    offer(state, 1, 5, 6)
+    assert finish(state, 50) == [[2, 3, 4]]
+    assert finish(state, 60) == [third]
+
+
 def drifting(drift: bool) -> BatcherState:
     """Two idle consumers whose threads are slow: two overdue payloads wait and one consumer takes both."""
     state = fresh(
@@ -340,6 +392,21 @@ def test_triton_lost_wakeup_idles_until_the_tick_when_the_queue_is_full() -> Non
     assert tick(state, 560) == [[1, 2]]
 
 
+def test_triton_lost_wakeup_keeps_the_phase_of_the_tick() -> None:
+    """The tick runs from when the batcher went to sleep, also through a batch longer than its period."""
+    policy = {"max_queue_size": 2}
+    state = fresh(batcher(default_queue_policy=policy, quirks={"lost_wakeup_permille": 1000}))
+    offer(state, 0, 0)
+    offer(state, 0, 1, 2)
+    finish(state, 60)
+    assert tick(state, 560) == [[1, 2]]
+    offer(state, 570, 3, 4)
+    tick(state, 1060)  # awake with requests waiting and no slot: from now on it waits for one
+    assert finish(state, 1800) == []
+    assert brain.due_ns(state) == ns_from_ms(2060)
+    assert tick(state, 2060) == [[3, 4]]
+
+
 def test_triton_lost_wakeup_ends_with_an_admitted_arrival() -> None:
     """Any request that is taken in wakes a batcher that missed its instance."""
     config = batcher(default_queue_policy={"max_queue_size": 4}, quirks={"lost_wakeup_permille": 1000})
@@ -363,7 +430,7 @@ def test_triton_lost_wakeup_shows_what_was_measured_with_a_bounded_queue() -> No
         rates.append(sum(batch.units for batch in batches) / span_ns * 1e9)
         waits = [b.start_ns + 60 * NS_PER_MS - arrivals[r] for b in batches for r in b.requests]
         tails.append(float(np.percentile(waits, 99)) / NS_PER_MS)
-        gaps = {round((b.start_ns - a.start_ns) / NS_PER_MS) - 60 for a, b in zip(batches, batches[1:], strict=False)}
+        gaps = {round((b.start_ns - a.start_ns) / NS_PER_MS) - 60 for a, b in itertools.pairwise(batches)}
         assert 440 in gaps
     half_width = 3.182 * np.std(rates, ddof=1) / 2  # 95 %, four runs
     assert abs(np.mean(rates) - 50) < half_width
