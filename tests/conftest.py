@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sim.run import Simulation, simulate
 
 from preba.hardware import Hardware, HardwareConfig, load_hardware
 from preba.mig.catalogue import Device, load_device
 from preba.scenario.resolve import ResolvedScenario, resolve
 from preba.scenario.schema import Scenario
+from sim.run import Simulation, simulate
 
 PROVENANCE = {"kind": "modelled", "source": "made up for a test"}
 

@@ -128,3 +128,8 @@ def characterised_rps(profile: LatencyProfile, slices: int) -> float:
     length = ns_from_s(CHARACTERISED_S) if profile.length_dependent else None
     found = knee(profile, "1g.5gb", length)
     return slices * found.batch * 1e9 / found.latency_ns
+
+
+def mean_audio_s() -> float:
+    """Mean length of the utterances that the audio scenarios draw, seconds."""
+    return resolved(Point("citrinet", "preba")).scenario.models[0].sizes.mean_size() / 1e9

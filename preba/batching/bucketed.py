@@ -38,8 +38,8 @@ from preba.batching.state import (
     NEVER,
     NONE,
     REFUSED_QUEUE_FULL,
-    S_EMIT_WHEN_IDLE,
     S_DUE_BATCH,
+    S_EMIT_WHEN_IDLE,
     S_MERGE_ORDER,
     S_MERGE_REACH,
     S_QUEUE_MAX,
@@ -170,9 +170,7 @@ def bucket_least_loaded(state: BatcherState) -> int:
     for consumer in range(len(state.consumer_up)):
         if state.consumer_up[consumer] == 0:
             continue
-        if best == NONE:
-            best = consumer
-        elif state.consumer_load[consumer] < state.consumer_load[best] or (
+        if best == NONE or state.consumer_load[consumer] < state.consumer_load[best] or (
             state.consumer_load[consumer] == state.consumer_load[best]
             and state.consumer_rank[consumer] < state.consumer_rank[best]
         ):

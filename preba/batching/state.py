@@ -187,12 +187,12 @@ def make_state(
 
     def full(count: int, value: int = 0) -> Ints:
         if as_arrays:
-            return cast(Ints, np.full(count, value, dtype=np.int64))
+            return cast("Ints", np.full(count, value, dtype=np.int64))
         return [value] * count
 
     def filled(values: Sequence[int], count: int) -> Ints:
         padded = [int(v) for v in values] + [0] * (count - len(values))
-        return cast(Ints, np.array(padded, dtype=np.int64)) if as_arrays else padded
+        return cast("Ints", np.array(padded, dtype=np.int64)) if as_arrays else padded
 
     scalar = full(SCALAR_COUNT)
     scalar[V_REFUSED_HEAD] = NONE

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from sim.context import report_context
 
 from preba.cli.output import write_run
 from preba.cli.progress import engine_progress
@@ -18,6 +17,7 @@ from preba.report.summary import summarise
 from preba.report.table import print_summary
 from preba.scenario.load import load_scenario
 from preba.scenario.resolve import ResolvedScenario, resolve
+from sim.context import report_context
 from sim.run import Simulation
 from sim.run import simulate as run_scenario
 

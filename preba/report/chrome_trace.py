@@ -144,7 +144,7 @@ def _slice_events(result: RunResult, shown: int) -> Iterator[Event]:
     members = members[records.batch_id[members] >= 0]
     first = first_of_batch(records)
     starts = np.searchsorted(records.batch_id[members], records.batch_id[first])
-    ends = np.append(starts[1:], len(members))
+    ends = np.append(starts, len(members))[1:]
     for row, begin, end in zip(first.tolist(), starts.tolist(), ends.tolist(), strict=True):
         start = int(records.execution_start_ns[row])
         model = result.models[int(records.model_index[row])]

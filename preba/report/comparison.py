@@ -11,7 +11,7 @@ from preba.report.numbers import ABSENT, flagged, percent, scaled, significant
 __all__ = ["COLUMNS", "ComparisonEntry", "ComparisonRow", "comparison_rows", "groups"]
 
 COLUMNS: tuple[tuple[str, str], ...] = (
-    ("served", "req/s"),
+    ("rate", "req/s"),
     ("vs.", "base"),
     ("p50", "ms"),
     ("p95", "ms"),

@@ -43,7 +43,7 @@ def _table(group: Sequence[ComparisonEntry]) -> str:
     saturated = all(entry.saturated_rps is not None for entry in group)
     what = "carried at saturation" if saturated else "served"
     note = (
-        f"req/s: requests per second {what}; vs. base: times that of the first line; prep: share of the busiest "
+        f"rate: requests per second {what}; vs. base: times that of the first line; prep: share of the busiest "
         "preprocessing station's units that is taken; slice: mean share of time that slices are busy."
     )
     if any(cell.endswith("*") for row in rows for cell in row.cells):
@@ -78,8 +78,9 @@ def _bars(group: Sequence[ComparisonEntry]) -> str:
     ]  # fmt: skip
     if any(value is not None for value in watts.values()):
         plots.append(bar_plot("Power", "Mean power of the whole machine during the run.", watts, unit="W"))
-    return "\n".join(
+    figures = "\n".join(
         f'<figure><h3>{escape(plot.title)}</h3><img alt="{escape(plot.title)}" src="{plot.data_uri}">'
         f"<figcaption>{escape(plot.caption)}</figcaption></figure>"
         for plot in plots
     )
+    return f'<div class="pair">{figures}</div>'

@@ -32,6 +32,7 @@ td.text { overflow-wrap: anywhere; min-width: 9rem; } td.number { white-space: n
 tr.total td { font-weight: 600; border-top: 2px solid var(--line); }
 figure { margin: .6rem 0 1.6rem; } figure img { width: 100%; height: auto; background: #ffffff;
   border: 1px solid var(--line); border-radius: 8px; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(24rem, 1fr)); gap: 0 1.2rem; }
 .kind { display: inline-block; border-radius: 4px; padding: 0 .45rem; font-size: .8rem; font-weight: 600; }
 .measured { background: #d3efe3; color: #00543a; } .published { background: #d6e8f7; color: #003e6b; }
 .modelled { background: #fdebc8; color: #6a4300; }

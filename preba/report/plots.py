@@ -101,8 +101,8 @@ def _literal(text: str) -> str:
     return "\u200a" + text if text.startswith("_") else text
 
 
-def _figure(height_in: float) -> Figure:
-    figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained", facecolor="white")
+def _figure(height_in: float, width_in: float = WIDTH_IN) -> Figure:
+    figure = Figure(figsize=(width_in, height_in), layout="constrained", facecolor="white")
     FigureCanvasSVG(figure)
     return figure
 
@@ -372,7 +372,7 @@ def bar_plot(
     logarithmic : bool
         For values that differ by orders of magnitude.
     """
-    figure = _figure(0.9 + 0.3 * max(len(values), 1))
+    figure = _figure(0.8 + 0.28 * max(len(values), 1), 0.65 * WIDTH_IN)
     axes = figure.subplots()
     places = np.arange(len(values))[::-1]
     numbers = np.array([np.nan if value is None else value for value in values.values()], dtype=np.float64)

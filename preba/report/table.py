@@ -128,7 +128,7 @@ def _latency(summary: Json) -> RenderableType:
 def _verdict(goodput: Json) -> str:
     if goodput["p99_met"] is None:
         return ""
-    sure = "" if goodput["certain"] else "?"
+    sure = "" if goodput["certain"] else " (uncertain)"
     return ("met" if goodput["p99_met"] else "missed") + sure
 
 
@@ -235,7 +235,7 @@ def comparison_table(
     rows = comparison_rows(runs, baseline=baseline)
     table = Table(
         box=box.SIMPLE_HEAD, title=Text(title) if title else None, title_justify="left", title_style="bold",
-        pad_edge=False, padding=0, 
+        pad_edge=False, padding=0,
     )  # fmt: skip
     table.add_column("", overflow="fold")
     for name, unit in COLUMNS:
@@ -253,7 +253,7 @@ def _comparison_notes(
     saturated = all(run.saturated_rps is not None for run in runs)
     what = "carried at saturation" if saturated else "served"
     notes = [
-        f"req/s {what}; vs. base: times that of {baseline or runs[0].label!r}; prep: the busiest station"
+        f"rate: requests/s {what}; vs. base: times that of {baseline or runs[0].label!r}; prep: the busiest station"
     ]
     if any(cell.endswith("*") for row in rows for cell in row.cells):
         notes.append(SHORT_RUN)

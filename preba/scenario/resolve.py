@@ -18,7 +18,6 @@ from preba.scenario.schema import Model, Scenario
 from preba.sizes import EmpiricalSizes
 from preba.strict import Provenance
 
-
 PartitionSpec = str | dict[str, int] | tuple[str, ...]
 
 WHOLE = "full"

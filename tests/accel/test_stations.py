@@ -14,7 +14,9 @@ from pydantic import TypeAdapter
 
 from accel.stations import Preprocessing, Station, build_preprocessing, station_capacity_rps
 from preba.errors import ScenarioError, TraceError
+from preba.knee import knee
 from preba.preprocessing import AnyPreprocessing, PreprocessingConfig
+from preba.profile import load_profile
 
 ADAPTER: TypeAdapter[AnyPreprocessing] = TypeAdapter(PreprocessingConfig)
 SECOND_NS = 1_000_000_000
@@ -207,22 +209,25 @@ def test_hop_carries_what_preprocessing_makes_of_an_input() -> None:
 
 
 def test_default_dpu_rates_are_those_implied_by_the_papers_traffic() -> None:
-    """The shipped rates pass 8,600 images of 110 kB and 4,700 clips of 2.5 s per second, within rounding."""
+    """The shipped rates pass what 6.13 and 0.9 GB/s carry, inputs of 110 kB and of 64 kB/s counted in."""
     built = build_preprocessing(config(kind="dpu"), images(10), modalities=["image"])
-    assert station_capacity_rps(built, np.zeros(10, dtype=np.int32))[0].visits_rps == pytest.approx(8600, rel=1e-3)
+    units, hop = station_capacity_rps(built, np.zeros(10, dtype=np.int32))
+    assert units.visits_rps * (602_112 + 110_000) == pytest.approx(6.13e9, rel=1e-3)
+    assert hop.visits_rps == pytest.approx(32e9 / 602_112, rel=1e-3)
     built = build_preprocessing(config(kind="dpu"), clips(10), modalities=["audio"])
     mel, normalize, hop = station_capacity_rps(built, np.zeros(10, dtype=np.int32))
-    assert mel.visits_rps == pytest.approx(4700, rel=1e-3)
+    assert mel.visits_rps * 2.5 * (32_000 + 64_000) == pytest.approx(0.9e9, rel=0.02)
     assert normalize.visits_rps > mel.visits_rps
-    assert hop.visits_rps > 100_000
+    assert hop.visits_rps == pytest.approx(32e9 / 80_000, rel=1e-3)
 
 
 def test_prebas_cpu_needs_393_cores_for_its_ideal_clip_rate() -> None:
-    """The derived baseline cost gives back what it was derived from: 393 cores sustain 4,700 clips of 2.5 s."""
+    """The fitted baseline cost gives back what it was fitted to: 393 cores sustain CitriNet at its knee."""
     cpu = config(kind="cpu", cores=393, cost="preba-cpu-epyc7502")
     built = build_preprocessing(cpu, clips(10), modalities=["audio"])
     (station,) = station_capacity_rps(built, np.zeros(10, dtype=np.int32))
-    assert station.visits_rps == pytest.approx(4700, rel=2e-3)
+    found = knee(load_profile("preba-citrinet"), "1g.5gb", 2_500_000_000)
+    assert station.visits_rps == pytest.approx(7 * found.batch * 1e9 / found.latency_ns, rel=1e-3)
 
 
 def test_dali_slices_are_the_units_of_a_batch_station() -> None:
