@@ -229,12 +229,13 @@ def _plan_preba(
     audio = profile.modality == "audio"
     width_ns = ns_from_s(config.bucket_s) if audio else 0
     buckets = 1 + length_max_ns // width_ns if audio else 1
+    unused = audio and length_max_ns == 0  # a model without a single request has no length to look up
     batch_max: list[int] = []
     delay_ns: list[int] = []
     for bucket in range(buckets):
         # Every input of a bucket is at most its upper edge long; the longest input there is bounds the last.
         edge_ns = min((bucket + 1) * width_ns, max(length_max_ns, 1)) if audio else None
-        limit, time_knee_ns = preba_knees(profile, slice_profiles, edge_ns, config.knee_gain)
+        limit, time_knee_ns = (1, 0) if unused else preba_knees(profile, slice_profiles, edge_ns, config.knee_gain)
         batch_max.append(config.batch_max or limit)
         delay_ns.append(time_knee_ns if config.time_queue_ms is None else ns_from_ms(config.time_queue_ms))
     if config.batch_max is not None:

@@ -254,7 +254,7 @@ def _tables(
     edges = [min(int(row) * LENGTH_GRID_NS, longest_ns) for row in rows] if audio else None
     tables = np.zeros((len(kinds), int(rows.max()) + 1, batch_max + 1), dtype=np.int64)
     for place, kind in enumerate(kinds):
-        if kind in used:
+        if kind in used and (audio or profile.modality != "audio"):  # no request, no length to look up
             tables[place, rows] = profile.table_ns([kind], edges, batch_max, absent_ns=0)[0]
     config = model.config.batcher
     consumed_ns, permille = 0, round(profile.backend.input_consumed_fraction * 1000)

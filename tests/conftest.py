@@ -12,6 +12,7 @@ import pytest
 
 from preba.hardware import Hardware, HardwareConfig, load_hardware
 from preba.mig.catalogue import Device, load_device
+from preba.preprocessing import CpuCosts, DaliCosts, DpuRates, load_costs
 from preba.scenario.resolve import ResolvedScenario, resolve
 from preba.scenario.schema import Scenario
 from sim.run import Simulation, simulate
@@ -22,6 +23,11 @@ PROVENANCE = {"kind": "modelled", "source": "made up for a test"}
 @functools.cache
 def _device(name: str) -> Device:
     return load_device(name)
+
+
+@functools.cache
+def _costs(kind: type[CpuCosts | DpuRates | DaliCosts], name: str) -> dict[str, Any]:
+    return load_costs(kind, name).model_dump(mode="json")
 
 
 @functools.cache
@@ -59,6 +65,14 @@ class Toy:
         audio = {"fixed_us": self.figure(fixed_us), "per_audio_s_us": self.figure(per_audio_s_us)}
         cost = {"kind": "cpu", "name": "toy", "image": image, "audio": audio}
         return {"kind": "cpu", "cores": cores, "usable_fraction": usable, "cost": cost}
+
+    def dpu(self, **fields: Any) -> dict[str, Any]:
+        """The DPU of PREBA."""
+        return {"kind": "dpu", "rates": _costs(DpuRates, "preba-u55c"), **fields}
+
+    def dali(self, kind: str, **fields: Any) -> dict[str, Any]:
+        """DALI on slices of its own (``dali_slice``) or on the models' (``dali_shared``)."""
+        return {"kind": kind, "cost": _costs(DaliCosts, "dali-a100"), **fields}
 
     def model(self, profile: Any, arrivals: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
         """A model with small images, not batched."""

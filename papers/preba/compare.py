@@ -47,6 +47,8 @@ def _number(value: float | str) -> str:
 def _signed(row: Row) -> str:
     if row.off is None:
         return "" if row.ours == row.fact.text or row.fact.unit == "us" else "differs"
+    if row.fact.id in sheet.LOWER_BOUNDS and row.off >= 0:
+        return "kept"
     digits = f"{row.off:+,.0f}" if abs(row.off) >= 100 else f"{row.off:+.2g}" if abs(row.off) >= 0.005 else "0"
     return f"{digits} ({row.off / row.fact.value:+.0%})" if row.fact.value else digits
 
@@ -107,9 +109,7 @@ def _tails(results: Results) -> list[str]:
 
 def _batches(results: Results) -> list[str]:
     facts = load_facts()
-    cells = [
-        [str(batch), *(f"{value:.2f}" for value in sheet.ablation(results, batch))] for batch in ex.BATCHES
-    ]
+    cells = [[str(batch), *(f"{value:.2f}" for value in sheet.ablation(results, batch))] for batch in ex.BATCHES]
     cells.append(["paper", facts["ablation_dpu"].text, facts["ablation_batching"].text])
     text = 'What "without dynamic batching" means decides the ablation (1: no batching at all):'
     return [f"### Ablation by Base's fixed batch\n\n{text}\n", *_table(["batch", "DPU", "batching"], cells), ""]
@@ -189,6 +189,18 @@ def render(rows: list[Row], results: Results, scale: ex.Scale) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def _slim(run: ex.Json) -> ex.Json:
+    return {
+        "requests": run["measured_requests"],
+        "throughput_rps": run["throughput_rps"]["value"],
+        "latency_ms": {key: run["latency_ms"][key] for key in ("mean", "p95")},
+        "stages_mean_ms": {stage: figure["mean"] for stage, figure in run["stages_ms"].items()},
+        "batch_mean": run["batch_mean"],
+        "power_w": run["power_w"],
+        "energy_per_request_j": run["energy_per_request_j"],
+    }
+
+
 def as_json(rows: list[Row], results: Results, scale: ex.Scale) -> str:
     """Write the rows and what is behind them as JSON."""
 
@@ -215,7 +227,7 @@ def as_json(rows: list[Row], results: Results, scale: ex.Scale) -> str:
         "saturated_rps": {name(point): rate for point, rate in results.rates.items()},
         "one_bucket_differences": dict(results.one_bucket),
         "greedy": results.greedy,
-        "runs": dict(results.runs),
+        "runs": {key: _slim(run) for key, run in results.runs.items()},
     }
     return json.dumps(data, indent=1, allow_nan=False) + "\n"
 

@@ -31,9 +31,7 @@ COMPUTE_BOUND: tuple[Case, ...] = tuple(("parvagpu-vgg16", key) for key in ("1g"
 """Measured; even one image fills a small slice, so there is hardly a floor."""
 
 MODELLED: tuple[Case, ...] = tuple(
-    (f"preba-{model}", key)
-    for model in ("mobilenet-v3-small", "squeezenet1.1", "swin")
-    for key in ("1g", "7g")
+    (f"preba-{model}", key) for model in ("mobilenet-v3-small", "squeezenet1.1", "swin") for key in ("1g", "7g")
 )
 
 CASES = LAUNCH_BOUND + COMPUTE_BOUND + MODELLED

@@ -151,8 +151,7 @@ def flattest_slopes() -> list[tuple[float, float, tuple[int, ...]]]:
     spread, slope = best
     floor_ms = 2 * TIME_KNEE_AUDIO_MS / (1 + spread)
     return [
-        (floor_ms, floor_ms * slope * factor, _knee_times(slope * factor)[0])
-        for factor in (0.25, 0.5, 1, 2, 4, 8, 16)
+        (floor_ms, floor_ms * slope * factor, _knee_times(slope * factor)[0]) for factor in (0.25, 0.5, 1, 2, 4, 8, 16)
     ]
 
 

@@ -37,6 +37,9 @@ STATUSES = {
     PREDICTED: "nothing was chosen with it in view",
 }
 
+LOWER_BOUNDS = ("ideal_share",)
+"""Facts that say "more than"."""
+
 Json = dict[str, Any]
 
 
@@ -254,7 +257,9 @@ def _dpu(results: Results, facts: Mapping[str, Fact]) -> list[Row]:
             FITTED,
             "32 kB/s of float32 mel out and 64 kB/s of float32 audio in",
         ),
-        Row(item, facts["dpu_hop"], f"{min(hops):.0f} to {max(hops):.0f}", INPUT, "mean of each model, near saturation"),
+        Row(
+            item, facts["dpu_hop"], f"{min(hops):.0f} to {max(hops):.0f}", INPUT, "mean of each model, near saturation"
+        ),
     ]
 
 
@@ -334,15 +339,20 @@ def _power(results: Results, facts: Mapping[str, Fact]) -> list[Row]:
 def _policy(results: Results, facts: Mapping[str, Fact]) -> list[Row]:
     item = "7.-9. The policy itself"
     best: dict[str, float] = {}
+    apart: dict[str, bool] = {}
     for model in ("mobilenet-v3-small", "conformer-small"):
-        tails = {f: results.runs[f"queue/{model}/{f:g}"]["latency_ms"]["p95"] for f in ex.QUEUE_FACTORS}
-        best[model] = min(tails, key=lambda f: float(tails[f]["value"]))
-    note = f"lowest p95 at {ex.QUEUE_LOAD:.0%} load: " + ", ".join(f"x{f:g} ({m})" for m, f in best.items())
+        tails = {f: _with_half(results.runs[f"queue/{model}/{f:g}"]["latency_ms"]["p95"]) for f in ex.QUEUE_FACTORS}
+        best[model] = min(tails, key=lambda f: tails[f][0])
+        (own, own_half), (low, low_half) = tails[1.0], tails[best[model]]
+        apart[model] = own - low > own_half + low_half
+    note = f"lowest p95 at {ex.QUEUE_LOAD:.0%} load: " + ", ".join(
+        f"x{f:g} ({m}{'' if f == 1 or apart[m] else ', within the uncertainty of x1'})" for m, f in best.items()
+    )
     differ = sum(results.one_bucket.values())
     inside = [each["ours"]["ci95"][0] <= each["exact_ms"] <= each["ours"]["ci95"][1] for each in results.greedy]
     loads = ", ".join(f"{each['load']:g}" for each in results.greedy)
     return [
-        Row(item, facts["queue_optimum"], _yes(all(f == 1 for f in best.values())), PREDICTED, note),
+        Row(item, facts["queue_optimum"], _yes(not any(apart.values())), PREDICTED, note),
         Row(
             item,
             facts["one_bucket"],

@@ -54,7 +54,27 @@ def demo(
     are those of the second run.
     """
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    screen = Console(highlight=False)
+    entries = run_demo(out, requests=requests, screen=Console(highlight=False), console=console)
+    _write_page(out / "index.html", entries)
+    console.print(f"report: {out / 'index.html'}", markup=False)
+
+
+def run_demo(out: Path, *, requests: int, screen: Console, console: Console) -> list[ComparisonEntry]:
+    """Runs every design point, prints a table per modality and writes each run's folder.
+
+    Parameters
+    ----------
+    out : Path
+        Folder for the runs.
+    requests : int
+        Per design point.
+    screen, console : rich Console
+        For the tables, and for progress.
+
+    Returns
+    -------
+    list of ComparisonEntry
+    """
     entries: list[ComparisonEntry] = []
     for modality in ("image", "audio"):
         found = [
@@ -63,8 +83,7 @@ def demo(
         ]
         entries += found
         screen.print(comparison_table(found, title=f"{modality} server: {GEOMETRIES}"))
-    _write_page(out / "index.html", entries)
-    console.print(f"report: {out / 'index.html'}", markup=False)
+    return entries
 
 
 def _point(

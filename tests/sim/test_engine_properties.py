@@ -1,0 +1,374 @@
+"""What holds in every run of the reference engine, whatever the scenario: nothing here depends on exact times.
+
+Scenarios are drawn at random: batchers, topologies, balancers, preprocessing, mixed slices, one or two models, open
+and closed loops, slices that fail and return, and arrivals that coincide to the nanosecond.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+from preba.batchers import FixedBatching, GreedyBatching, NoBatching, PrebaBatching
+from preba.batching.triton_config import TritonBatcher
+from preba.records import OUTCOMES, Records
+from preba.scenario.resolve import ResolvedScenario
+from preba.units import NS_PER_MS
+from sim.model import build_model
+from sim.run import Simulation
+from sim.theory import littles_law
+
+PARTITIONS: dict[str, tuple[Any, list[str]]] = {
+    "full": ("full", ["full"]),
+    "seven": ("7x1g.5gb", ["1g.5gb"] * 7),
+    "mixed": ("3g.20gb+2g.10gb+2x1g.5gb", ["3g.20gb", "2g.10gb", "1g.5gb", "1g.5gb"]),
+    "two": ("2g.10gb+3g.20gb", ["2g.10gb", "3g.20gb"]),
+}
+SIZES = ("1g", "2g", "3g", "full")
+BATCH_MAX = 6
+IMAGE_TABLE = {"1g": {"1": 4, "6": 12}, "2g": {"1": 3, "6": 7}, "3g": {"1": 3, "6": 5}, "full": {"1": 2, "6": 3}}
+STAMPS = (
+    "scheduled_ns",
+    "issued_ns",
+    "preprocess_start_ns",
+    "preprocess_end_ns",
+    "enqueued_ns",
+    "dispatched_ns",
+    "execution_start_ns",
+    "execution_end_ns",
+    "completed_ns",
+)
+BATCH_COLUMNS = (
+    "model_index",
+    "server_index",
+    "slice_index",
+    "dispatched_ns",
+    "execution_start_ns",
+    "execution_end_ns",
+    "slice_preprocess_ns",
+    "batch_size",
+    "batch_units",
+)
+
+
+@st.composite
+def batchers(draw: st.DrawFn) -> dict[str, Any]:
+    """Any batcher."""
+    kind = draw(st.sampled_from(["none", "fixed", "greedy", "preba", "triton"]))
+    if kind == "triton":
+        return draw(tritons())
+    config: dict[str, Any] = {"kind": kind, "queue_max": draw(st.sampled_from([0, 0, 3]))}
+    config["slice_choice"] = draw(st.sampled_from(["first", "fastest", "longest_idle"]))
+    if kind == "fixed":
+        config["batch_max"] = draw(st.integers(1, BATCH_MAX))
+        config["timeout_ms"] = draw(st.sampled_from([0.0, 1.0, 7.0]))
+        config["forms"] = draw(st.sampled_from(["at_dispatch", "when_due"]))
+    elif kind == "greedy":
+        config["batch_max"] = draw(st.sampled_from([None, 1, 4]))
+    elif kind == "preba":
+        config["batch_max"] = draw(st.sampled_from([None, 3]))
+        config["time_queue_ms"] = draw(st.sampled_from([None, 0.0, 5.0]))
+        config["merge_reach"] = draw(st.integers(0, 2))
+        config["merge_order"] = draw(st.sampled_from(["shorter_first", "longer_first"]))
+        config["timer"] = draw(st.sampled_from(["oldest_request", "last_emission"]))
+        config["emit_when_idle"] = draw(st.booleans())
+        config["due_batch"] = draw(st.sampled_from(["stays_open", "frozen", "frozen_per_slice"]))
+    return config
+
+
+@st.composite
+def tritons(draw: st.DrawFn) -> dict[str, Any]:
+    """A Triton batcher in one of its regimes."""
+    config: dict[str, Any] = {"kind": "triton", "max_batch_size": draw(st.integers(1, BATCH_MAX))}
+    largest = config["max_batch_size"]
+    config["backend"] = draw(st.sampled_from(["blocking", "trt", "trt-graph", "eager"]))
+    if config["backend"] in ("trt", "eager"):
+        config["input_consumed_ms"] = 1.0
+    config["instances_per_slice"] = draw(st.integers(1, 2))
+    if draw(st.booleans()):
+        config["preferred_batch_size"] = sorted(draw(st.sets(st.integers(1, largest), max_size=2)))
+    config["max_queue_delay_us"] = draw(st.sampled_from([0, 2000, 30000]))
+    regime = draw(st.sampled_from(["prefetch", "policy", "levels", "rate"]))
+    if regime == "prefetch":
+        config["preserve_ordering"] = draw(st.booleans())
+    elif regime == "policy":
+        action = draw(st.sampled_from(["REJECT", "DELAY"]))
+        policy = {"timeout_action": action, "default_timeout_us": draw(st.sampled_from([0, 5000]))}
+        config["default_queue_policy"] = {**policy, "max_queue_size": draw(st.sampled_from([0, 4]))}
+    elif regime == "levels":
+        config["priority_levels"] = 2
+        config["default_priority_level"] = 2
+    elif config["backend"] == "blocking":
+        config["rate_limiter"] = {"mode": "execution_count"}
+    return config
+
+
+@st.composite
+def arrivals(draw: st.DrawFn) -> dict[str, Any]:
+    """Arrivals; those at fixed intervals coincide with each other, with services of whole ms and with events."""
+    kind = draw(st.sampled_from(["poisson", "deterministic", "closed_loop"]))
+    if kind == "closed_loop":
+        think = draw(st.sampled_from([0.0, 4.0]))
+        return {"kind": kind, "outstanding": draw(st.integers(1, 12)), "think_ms": think}
+    return {"kind": kind, "rate_rps": draw(st.sampled_from([50.0, 250.0, 1000.0, 2000.0]))}
+
+
+@st.composite
+def models(draw: st.DrawFn, toy: Any, name: str, modality: str) -> dict[str, Any]:
+    """A model without its slices."""
+    jitter = draw(st.sampled_from([{"kind": "none"}, {"kind": "gamma", "cv": 0.5}]))
+    backend = draw(st.sampled_from([{}, {"kind": "trt", "input_consumed_fraction": 0.25}, {"kind": "eager"}]))
+    fields: dict[str, Any] = {"jitter": jitter, "backend": backend}
+    if draw(st.booleans()):
+        fields["interference"] = {"busy_neighbour_fraction": 0.1, "provenance": toy.figure(0) | {"value": None}}
+        del fields["interference"]["provenance"]["value"]
+    if modality == "audio":
+        profile = toy.audio_profile(SIZES, batch_max=BATCH_MAX, **fields)
+        sizes = draw(
+            st.sampled_from([{"kind": "uniform", "low_s": 1, "high_s": 12}, {"kind": "constant", "audio_s": 2.5}])
+        )
+    else:
+        profile = toy.profile(IMAGE_TABLE, **fields)
+        sizes = {"kind": "lognormal", "mean_kb": 100, "sigma": 0.5}
+    config: dict[str, Any] = {"name": name, "sizes": sizes, "batcher": draw(batchers())}
+    if config["batcher"].get("priority_levels"):
+        config["priority_shares"] = {"1": 1, "2": 3}
+    largest = config["batcher"].get("max_batch_size") or config["batcher"].get("batch_max") or 1
+    if largest >= 2 and config["batcher"]["kind"] in ("fixed", "triton"):
+        config["batch_units"] = draw(st.integers(1, 2))
+    return toy.model(profile, draw(arrivals()), preprocess_jitter={"kind": "gamma", "cv": 0.3}, **config)
+
+
+@st.composite
+def scenarios(draw: st.DrawFn, toy: Any) -> dict[str, Any]:
+    """A whole scenario as plain data."""
+    spec, slices = PARTITIONS[draw(st.sampled_from(sorted(PARTITIONS)))]
+    gpu_count = draw(st.integers(1, 2))
+    slices = slices * gpu_count
+    free = list(range(len(slices)))
+    modalities = draw(st.lists(st.sampled_from(["image", "audio"]), min_size=1, max_size=2))
+    kind = draw(st.sampled_from(["none", "cpu", "dpu", "dali_slice", "dali_shared"]))
+    if kind == "dali_slice" and (len(set(modalities)) > 1 or len(free) < 2):
+        kind = "cpu"
+    modalities = modalities[: len(free) - (kind == "dali_slice")]
+    preprocessing: dict[str, Any] = {"kind": "none"}
+    if kind == "cpu":
+        preprocessing = toy.cpu(draw(st.integers(1, 3)), 1500, per_audio_s_us=300, usable=0.9)
+    elif kind == "dpu":
+        design = draw(st.sampled_from(["two_types", "one_type"])) if "audio" in modalities else None
+        preprocessing = toy.dpu(**({"audio": {"design": design}} if design else {}))
+    elif kind == "dali_slice":
+        preprocessing = toy.dali(kind, slices=[free.pop()], batch_max=draw(st.sampled_from([1, 4])))
+    elif kind == "dali_shared":
+        preprocessing = toy.dali(kind)
+    served = [draw(models(toy, f"model{index}", modality)) for index, modality in enumerate(modalities)]
+    owner = [index % len(served) for index in free] if len(served) > 1 else [0] * len(free)
+    owner = draw(st.permutations(owner))
+    for index, model in enumerate(served):
+        model["slices"] = [place for place, mine in zip(free, owner, strict=True) if mine == index]
+    failing = st.sampled_from([0, 2, 10, 40, 100]).map(lambda ms: ms / 1000)
+    events: list[dict[str, Any]] = []
+    for _ in range(draw(st.integers(0, 3))):
+        happening = draw(st.sampled_from(["slice_fails", "slice_returns"]))
+        events.append({"kind": happening, "at_s": draw(failing), "slice": draw(st.sampled_from(free))})
+    overheads = draw(st.sampled_from([{}, {"frontend_us": 100, "turnaround_us": 300, "response_us": 50}]))
+    server = {
+        "topology": draw(st.sampled_from(["central", "per_slice"])),
+        "balancer": draw(st.sampled_from(["round_robin", "random", "least_outstanding", "power_of_two"])),
+        "on_slice_loss": draw(st.sampled_from(["retry", "fail"])),
+        "overheads": overheads,
+    }
+    return toy.scenario(
+        served,
+        requests=draw(st.integers(30, 120)),
+        seed=draw(st.integers(0, 1000)),
+        gpus=[{"device": "A100-40GB", "partition": spec, "count": gpu_count}],
+        preprocessing=preprocessing,
+        server=server,
+        events=events,
+    )
+
+
+def check_outcomes(records: Records) -> None:
+    """Every request has one outcome, and the columns that go with it."""
+    assert np.array_equal(records.request_id, np.arange(len(records)))
+    assert np.all((records.outcome >= 0) & (records.outcome < len(OUTCOMES)))
+    served = records.served
+    for name in (*STAMPS, "server_index", "slice_index", "batch_id"):
+        assert np.all(getattr(records, name)[served] >= 0), name
+    unserved = records.select(~served)
+    for name in ("dispatched_ns", "execution_start_ns", "execution_end_ns", "slice_index", "batch_id"):
+        assert np.all(getattr(unserved, name) == -1), f"{name} of an unserved request"
+    pending = records.outcome == OUTCOMES.index("pending")
+    assert np.all((records.completed_ns == -1) == pending)
+    assert np.all(records.completed_ns[~pending] >= records.scheduled_ns[~pending])
+    assert np.all(records.attempts[served] >= 1)
+    assert np.all(records.attempts <= 2)
+
+
+def check_stamps(records: Records) -> None:
+    """The stations of a served request's way lie in order of time."""
+    served = records.select(records.served)
+    for earlier, later in itertools.pairwise(STAMPS):
+        assert np.all(getattr(served, earlier) <= getattr(served, later)), f"{earlier} <= {later}"
+    assert np.all(served.preprocess_wait_ns >= 0)
+    assert np.all(served.preprocess_wait_ns <= served.preprocess_end_ns - served.scheduled_ns)
+    assert np.all(served.slice_preprocess_ns <= served.execution_end_ns - served.execution_start_ns)
+
+
+def largest_batch(resolved: ResolvedScenario, model_index: int, slice_index: int) -> int:
+    """What the scenario's own words allow."""
+    model = resolved.models[model_index]
+    covered = model.profile.batch_max(resolved.slices[slice_index].profile)
+    config = model.config.batcher
+    if isinstance(config, NoBatching):
+        return 1
+    if isinstance(config, TritonBatcher):
+        return config.max_batch_size
+    if isinstance(config, FixedBatching):
+        return config.batch_max
+    assert isinstance(config, GreedyBatching | PrebaBatching)
+    return min(config.batch_max or covered, covered)
+
+
+def check_batches(records: Records, resolved: ResolvedScenario) -> None:
+    """Batches are whole, within their maximum, of one model, and never two at once on a slice."""
+    served = records.select(records.served)
+    busy: dict[int, list[tuple[int, int]]] = {}
+    for batch in np.unique(served.batch_id):
+        members = served.select(served.batch_id == batch)
+        for name in BATCH_COLUMNS:
+            assert len(np.unique(getattr(members, name))) == 1, f"{name} differs within batch {batch}"
+        model_index, slice_index = int(members.model_index[0]), int(members.slice_index[0])
+        units = resolved.models[model_index].config.batch_units
+        assert len(members) == members.batch_size[0]
+        assert len(members) * units == members.batch_units[0]
+        assert members.batch_units[0] <= largest_batch(resolved, model_index, slice_index)
+        assert resolved.slices[slice_index].model_index == model_index
+        span = (int(members.execution_start_ns[0]), int(members.execution_end_ns[0]))
+        busy.setdefault(slice_index, []).append(span)
+    for spans in busy.values():
+        spans.sort()
+        assert all(first[1] <= second[0] for first, second in itertools.pairwise(spans))
+
+
+def check_stations(simulation: Simulation, resolved: ResolvedScenario) -> None:
+    """Stations serve first come, first served, one thing per unit at a time, and everybody exactly once."""
+    stations = build_model(resolved, simulation.trace).preprocessing
+    spans, records = simulation.result.spans, simulation.result.records
+    waits = np.zeros(len(records), dtype=np.int64)
+    for index, station in enumerate(stations.stations):
+        here = np.flatnonzero(spans.station_index == index)
+        start, released, arrived = spans.start_ns[here], spans.released_ns[here], spans.arrived_ns[here]
+        visitors = np.isin(records.model_index, [m for m, route in enumerate(stations.routes) if index in route])
+        assert np.array_equal(np.sort(spans.request_id[here]), np.flatnonzero(visitors))
+        assert np.all(arrived <= start)
+        assert np.all(start <= released)
+        assert np.all(released <= spans.end_ns[here])
+        by_arrival = np.lexsort((start, arrived))
+        assert np.all(np.diff(start[by_arrival]) >= 0), f"{station.name} is not first come, first served"
+        assert np.all(spans.unit_index[here] < station.units)
+        for unit in range(station.units):
+            mine = spans.unit_index[here] == unit
+            turns = list(zip(start[mine].tolist(), released[mine].tolist(), strict=True))
+            at_once = [turns.count(turn) for turn in set(turns) if turn[1] > turn[0]]
+            assert max(at_once, default=1) <= station.batch_max, f"{station.name} overfills a unit"
+            distinct = sorted(set(turns))
+            assert all(first[1] <= second[0] for first, second in itertools.pairwise(distinct))
+        if station.kind != "hop":
+            np.add.at(waits, spans.request_id[here], start - arrived)
+    assert np.array_equal(waits, records.preprocess_wait_ns)
+
+
+def check_order(records: Records, resolved: ResolvedScenario) -> None:
+    """Where batches are formed at dispatch and nothing was moved, who came earlier leaves no later."""
+    for model in resolved.models:
+        config = model.config.batcher
+        late = isinstance(config, NoBatching | GreedyBatching) or (
+            isinstance(config, FixedBatching) and config.forms == "at_dispatch"
+        )
+        mine = records.select(np.flatnonzero((records.model_index == model.index) & records.served))
+        if not late or resolved.scenario.events:
+            continue
+        for server in np.unique(mine.server_index):
+            line = mine.select(mine.server_index == server)
+            by_arrival = np.lexsort((line.dispatched_ns, line.enqueued_ns))
+            assert np.all(np.diff(line.dispatched_ns[by_arrival]) >= 0)
+
+
+def check_everything(simulation: Simulation, resolved: ResolvedScenario) -> None:
+    records = simulation.result.records
+    assert len(records) == len(simulation.trace)
+    check_outcomes(records)
+    check_stamps(records)
+    check_batches(records, resolved)
+    check_stations(simulation, resolved)
+    check_order(records, resolved)
+    done = records.select(records.completed_ns >= 0)
+    if len(done) and done.completed_ns.max() > 0:
+        law = littles_law(
+            done.scheduled_ns, done.completed_ns, start_ns=0, end_ns=int(done.completed_ns.max()) + NS_PER_MS
+        )
+        assert law.number_mean == pytest.approx(law.product + law.edge_mean, rel=1e-9, abs=1e-12)
+        assert law.edge_mean == 0
+
+
+@given(data=st.data())
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_reference_keeps_its_promises_in_any_scenario(toy: Any, data: st.DataObject) -> None:
+    """Every request is served exactly once or recorded as not served, in order, whole and without overlap."""
+    scenario = data.draw(scenarios(toy))
+    resolved = toy.resolve(scenario)
+    simulation = toy.run(scenario)
+    for model in scenario["models"]:
+        event(f"batcher {model['batcher']['kind']}")
+    for outcome in np.unique(simulation.result.records.outcome):
+        event(f"outcome {OUTCOMES[outcome]}")
+    event(f"preprocessing {scenario['preprocessing']['kind']}")
+    check_everything(simulation, resolved)
+
+
+@given(data=st.data())
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_reference_serves_everything_while_all_slices_live(toy: Any, data: st.DataObject) -> None:
+    """With unbounded queues, no time-outs and no failures, nothing is refused, lost or forgotten."""
+    scenario = data.draw(scenarios(toy))
+    scenario["events"] = []
+    for model in scenario["models"]:
+        model["batcher"].pop("queue_max", None)
+        model["batcher"].pop("default_queue_policy", None)
+    assert toy.run(scenario).result.records.served.all()
+
+
+def corrupted(records: Records, name: str, change: Mapping[int, int]) -> Records:
+    columns = {field: getattr(records, field).copy() for field in records.__dataclass_fields__}
+    for row, value in change.items():
+        columns[name][row] = value
+    return Records(**columns)
+
+
+def test_property_checks_can_fail(toy: Any) -> None:
+    """The checks turn down records in which a stamp, a batch or an outcome has been tampered with."""
+    data = toy.scenario(
+        [toy.model(toy.profile(IMAGE_TABLE), {"kind": "poisson", "rate_rps": 900}, batcher={"kind": "greedy"})]
+    )
+    resolved, records = toy.resolve(data), toy.run(data).result.records
+    check_batches(records, resolved)
+    overlapping = corrupted(records, "execution_end_ns", {0: int(records.execution_start_ns[-1])})
+    tampered = {
+        check_stamps: corrupted(records, "enqueued_ns", {5: int(records.completed_ns[5]) + 1}),
+        check_outcomes: corrupted(records, "outcome", {5: OUTCOMES.index("pending")}),
+    }
+    for check, wrong in tampered.items():
+        with pytest.raises(AssertionError):
+            check(wrong)
+    with pytest.raises(AssertionError):
+        check_batches(overlapping, resolved)
+    with pytest.raises(AssertionError):
+        check_batches(corrupted(records, "batch_id", {5: int(records.batch_id[0])}), resolved)
