@@ -170,6 +170,11 @@ def build_model(resolved: ResolvedScenario, trace: Trace) -> SimModel:
         servers.extend(_server(resolved, model, group, longest_ns[model.index]) for group in groups)
         model_servers.append(tuple(range(first, len(servers))))
         batch_max = max(server.plan.batch_max for server in servers[first:])
+        if model.config.batch_units > batch_max:
+            raise ScenarioError(
+                f"scenario.models[{model.index}].batch_units: {model.config.batch_units} units do not fit any batch; "
+                f"the batcher takes at most {batch_max}"
+            )
         tables.append(_tables(resolved, model, kinds, trace, batch_max))
     overheads = scenario.server.overheads
     return SimModel(
@@ -295,6 +300,11 @@ def _slice_events(resolved: ResolvedScenario) -> tuple[tuple[int, int, int], ...
                 raise ScenarioError(
                     f"scenario.events[{position}].slice: there is no slice {event.slice}; "
                     f"the partition has slices 0..{len(resolved.slices) - 1}"
+                )
+            if resolved.slices[event.slice].role == "preprocessing":
+                raise ScenarioError(
+                    f"scenario.events[{position}].slice: slice {event.slice} preprocesses; only slices that serve a "
+                    "model can fail"
                 )
             code = SLICE_FAILS if isinstance(event, SliceFails) else SLICE_RETURNS
             events.append((ns_from_s(event.at_s), code, event.slice))

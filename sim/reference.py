@@ -368,9 +368,9 @@ class ReferenceEngine:
         """The batcher's alarm rings, unless it has been set to another time since."""
         if self.armed_ns[server] != due_ns:
             return
+        self.armed_ns[server] = NEVER
         if self.now_ns - self.last_progress_ns > IDLE_LIMIT_NS:
             return
-        self.armed_ns[server] = NEVER
         brain.advance(self.states[server], self.now_ns)
         self._pump(server)
 

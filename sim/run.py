@@ -97,7 +97,7 @@ def simulate(
         stations=tuple(StationFacts(s.name, s.kind, s.units, s.usable_fraction) for s in model.preprocessing.stations),
         slices=tuple(unit.facts() for unit in resolved.slices),
         models=tuple(names),
-        end_ns=int(records.completed_ns.max()) if len(records) else 0,
+        end_ns=int(records.completed_ns.max(initial=0)),
         outages=outages,
     )
     warnings = [*overload_warnings(loads), *resolved.warnings()]

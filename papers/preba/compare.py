@@ -171,9 +171,11 @@ def render(rows: list[Row], results: Results, scale: ex.Scale) -> str:
     lines = [
         "# PREBA: ours beside the paper's",
         "",
-        f"Written by papers/preba/compare.py from simulations of {scale.saturation:,} (saturation) and "
-        f"{scale.steady:,} requests; the paper is arXiv 2411.19114v1, its facts are numbers.csv. Status of the "
-        f"{len(rows)} rows: {counts}.",
+        (
+            f"Written by papers/preba/compare.py from simulations of {scale.saturation:,} (saturation) and "
+            f"{scale.steady:,} requests; the paper is arXiv 2411.19114v1, its facts are numbers.csv. Status of the "
+            f"{len(rows)} rows: {counts}."
+        ),
         "",
         *_facts_text(rows),
         "## What is behind it",

@@ -24,7 +24,7 @@ from facts import Fact, load_facts
 from figure_text import figure_block, set_figure
 
 from preba.hardware import load_hardware
-from preba.preprocessing import load_costs
+from preba.preprocessing import CpuPreprocessing, load_costs
 from preba.preprocessing_costs import CpuCosts, DpuRates
 from preba.profile import LatencyProfile, load_profile
 from preba.profile_yaml import stale_files
@@ -234,99 +234,122 @@ class Measured:
         slices = int(load_facts()["slices_1g"].value)
         ideal = {m: self.rate(m, profiles[m], None) for m in rig.MODELS}
         scenario = rig.resolved(rig.Point("citrinet", "base")).scenario
-        cores, usable = scenario.preprocessing.cores, scenario.preprocessing.usable_fraction  # type: ignore[union-attr]
+        pool = scenario.preprocessing
+        if not isinstance(pool, CpuPreprocessing):
+            raise TypeError(f"preba-audio-base: preprocessing must be cpu, got {pool.kind}")
         return Setting(
             ideal=ideal,
             fixed={m: self.rate(m, profiles[m], audio_batch) if m in rig.AUDIO else ideal[m] for m in rig.MODELS},
             characterised={m: rig.characterised_rps(profiles[m], slices) for m in rig.MODELS},
-            audio_s=scenario.models[0].sizes.mean_size() / 1e9,
-            cores=float(cores),
-            usable=float(usable),
+            audio_s=rig.mean_audio_s(),
+            cores=float(pool.cores),
+            usable=float(pool.usable_fraction),
         )
+
+
+SOURCE = "fitted to PREBA, arXiv 2411.19114, by papers/preba/fit.py"
+
+CPU, CARD, MACHINE = (
+    "preprocessing/preba-cpu-epyc7502.yaml",
+    "preprocessing/preba-u55c.yaml",
+    "hardware/preba-testbed.yaml",
+)
+
+Written = tuple[float, str]
+"""A value and how it came about."""
 
 
 def generate(setting: Setting, facts: Mapping[str, Fact], cores: float, dpu_audio: float) -> dict[str, str]:
-    """Write the fitted numbers into the text of the config files they belong to."""
+    """Write the fitted numbers into the text of the config files they belong to; file name -> text."""
     free = free_at(setting, facts, cores=cores, dpu_audio=dpu_audio, shared=False)
-    source = "fitted to PREBA, arXiv 2411.19114, by papers/preba/fit.py"
-    costs = load_costs(CpuCosts, "cpu-opencv-epyc").image
-    rates = load_costs(DpuRates, "preba-u55c")
-    if costs is None or rates.audio is None or rates.image is None:
-        raise RuntimeError("a section is missing in configs/preprocessing")
-    per_unit = JPEG_BYTES / 1e5
-    share = costs.fixed_us.value / (costs.fixed_us.value + costs.per_100kb_us.value * per_unit)
-    blocks: dict[str, tuple[tuple[float, str], tuple[float, str]]] = {}
-    for model in rig.VISION:
-        work_us = 1e6 * free.image_core_s[model]
-        why = (
-            f"work of a {JPEG_BYTES / 1000:.0f} kB image = {setting.usable:g} * {cores:.4g} cores / "
-            f"{setting.ideal[model]:.4g} images/s = {work_us / 1000:.4g} ms: {cores:.4g} cores sustain one A100, the "
-            "same for the three vision models (sections 3.3, 6.1); divided into fixed and per byte as in "
-            "cpu-opencv-epyc"
-        )
-        blocks[model] = (_digits(share * work_us), why), (_digits((1 - share) * work_us / per_unit), why)
-    audio_us = 1e6 * free.audio_core_s
-    units = rates.audio.mel_units.value
-    mel_us = _digits(units * 1e6 / dpu_audio)
-    files = {name: (CONFIGS / name).read_text(encoding="utf-8") for name in _FILES}
-    cpu, card, machine = _FILES
-    for name, (value, why) in zip(("fixed_us", "per_100kb_us"), blocks["mobilenet-v3-small"], strict=True):
-        files[cpu] = set_figure(files[cpu], f"image.{name}", value, source=source, notes=why)
-    files[cpu] = set_figure(
-        files[cpu],
-        "audio.per_audio_s_us",
-        _digits(audio_us),
-        source=source,
-        notes=f"{facts['cores_citrinet'].text} cores sustain CitriNet (section 3.3): {setting.usable:g} * "
-        f"{facts['cores_citrinet'].text} cores / ({setting.characterised['citrinet']:.5g} clips/s * 2.5 s); the same "
-        "for the Conformers, whose preprocessing is the same",
-    )
-    files[card] = set_figure(
-        files[card],
-        "audio.mel_per_audio_s_us",
-        mel_us,
-        source=source,
-        notes=f"{units} units / {dpu_audio:.4g} seconds of audio per second, a compromise between 0.9 GB/s of PCIe "
-        "traffic with CitriNet (section 4.2) and the ratios of sections 6.1 and 6.4",
-    )
-    files[card] = set_figure(
-        files[card],
-        "image.interval_per_100kb_us",
-        _digits(rates.image.units.value * 1e6 / free.dpu_images / per_unit),
-        source=source,
-        notes=f"{rates.image.units.value} units / {free.dpu_images:.5g} images/s, which 6.13 GB/s of PCIe traffic with "
-        "MobileNet (section 4.2) imply at 0.60 MB of float32 tensor out and 0.11 MB of JPEG in",
-    )
-    files[card] = set_figure(
-        files[card],
-        "audio.normalize_per_audio_s_us",
-        _digits(0.4 * mel_us),
-        source="assumption: 0.4 of the mel time, so that mel is the bottleneck of the tandem",
-        notes="mean, variance and normalisation each pass over 80 x 100 values per second of audio; with both steps in "
-        "one unit (one_type) throughput is 1 / 1.4 of the tandem's",
-    )
-    files[machine] = set_figure(
-        files[machine],
-        "host.software_cores",
-        _digits(software_cores(facts, setting.cores * setting.usable)),
-        source=source,
-        notes="with preprocessing off the host, CPU power falls by the stated 35.4 % (section 6.2) at saturation",
-    )
+    images = {model: _image_figures(setting, free, cores, model) for model in rig.VISION}
+    figures = {
+        CPU: {
+            **{f"image.{name}": figure for name, figure in images["mobilenet-v3-small"].items()},
+            "audio.per_audio_s_us": _audio_figure(setting, free, facts),
+        },
+        CARD: _card_figures(free),
+        MACHINE: {
+            "host.software_cores": (
+                software_cores(facts, setting.cores * setting.usable),
+                "with preprocessing off the host, CPU power falls by the stated 35.4 % (section 6.2) at saturation",
+            )
+        },
+    }
+    files: dict[str, str] = {}
+    for name, changes in figures.items():
+        files[name] = (CONFIGS / name).read_text(encoding="utf-8")
+        for path, (value, notes) in changes.items():
+            files[name] = set_figure(files[name], path, _digits(value), source=SOURCE, notes=notes)
     for model, name in rig.COST_FILES.items():
-        figures = [
-            figure_block(key, value, source=source, notes=why)
-            for key, (value, why) in zip(("fixed_us", "per_100kb_us"), blocks[model], strict=True)
+        blocks = [
+            figure_block(key, _digits(v), source=SOURCE, notes=notes) for key, (v, notes) in images[model].items()
         ]
         files[f"preprocessing/{name}.yaml"] = (
             "# Written by papers/preba/fit.py: change that, not this.\n"
             f"kind: cpu\nname: {name}\n"
             f"description: Image preprocessing of PREBA's baseline server with {model}, one EPYC 7502 core.\n"
-            "image:\n" + "".join(figures)
+            "image:\n" + "".join(blocks)
         )
     return files
 
 
-_FILES = ("preprocessing/preba-cpu-epyc7502.yaml", "preprocessing/preba-u55c.yaml", "hardware/preba-testbed.yaml")
+def _image_figures(setting: Setting, free: Free, cores: float, model: str) -> dict[str, Written]:
+    """Divide the work of an image into fixed and per byte as library code divides it."""
+    library = load_costs(CpuCosts, "cpu-opencv-epyc").image
+    if library is None:
+        raise RuntimeError("cpu-opencv-epyc has no image section")
+    per_100kb_us = library.per_100kb_us.value * JPEG_BYTES / 1e5
+    fixed = library.fixed_us.value / (library.fixed_us.value + per_100kb_us)
+    work_us = 1e6 * free.image_core_s[model]
+    notes = (
+        f"work of a {JPEG_BYTES / 1000:.0f} kB image = {setting.usable:g} * {cores:.4g} cores / "
+        f"{setting.ideal[model]:.4g} images/s = {work_us / 1000:.4g} ms: {cores:.4g} cores sustain one A100, the same "
+        "for the three vision models (sections 3.3, 6.1); divided into fixed and per byte as in cpu-opencv-epyc"
+    )
+    return {"fixed_us": (fixed * work_us, notes), "per_100kb_us": ((1 - fixed) * work_us / JPEG_BYTES * 1e5, notes)}
+
+
+def _audio_figure(setting: Setting, free: Free, facts: Mapping[str, Fact]) -> Written:
+    cores = facts["cores_citrinet"].text
+    notes = (
+        f"{cores} cores sustain CitriNet (section 3.3): {setting.usable:g} * {cores} cores / "
+        f"({setting.characterised['citrinet']:.5g} clips/s * 2.5 s); the same for the Conformers, whose preprocessing "
+        "is the same"
+    )
+    return 1e6 * free.audio_core_s, notes
+
+
+def _card_figures(free: Free) -> dict[str, Written]:
+    rates = load_costs(DpuRates, "preba-u55c")
+    if rates.audio is None or rates.image is None:
+        raise RuntimeError("preba-u55c lacks a section")
+    mel, image = rates.audio.mel_units.value, rates.image.units.value
+    mel_us = mel * 1e6 / free.dpu_audio
+    return {
+        "audio.mel_per_audio_s_us": (
+            mel_us,
+            (
+                f"{mel} units / {free.dpu_audio:.4g} seconds of audio per second, a compromise between 0.9 GB/s of "
+                "PCIe traffic with CitriNet (section 4.2) and the ratios of sections 6.1 and 6.4"
+            ),
+        ),
+        "audio.normalize_per_audio_s_us": (
+            0.4 * mel_us,
+            (
+                "assumed 0.4 of the mel time, so that mel is the bottleneck of the tandem: mean, variance and "
+                "normalisation each pass over 80 x 100 values per second of audio; with both steps in one unit "
+                "(one_type) throughput is 1 / 1.4 of the tandem's"
+            ),
+        ),
+        "image.interval_per_100kb_us": (
+            image * 1e6 / free.dpu_images / JPEG_BYTES * 1e5,
+            (
+                f"{image} units / {free.dpu_images:.5g} images/s, which 6.13 GB/s of PCIe traffic with MobileNet "
+                "(section 4.2) imply at 0.60 MB of float32 tensor out and 0.11 MB of JPEG in"
+            ),
+        ),
+    }
 
 
 def _digits(value: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping
@@ -172,7 +173,7 @@ def _time_knee(facts: Mapping[str, Fact]) -> list[Row]:
         profile = load_profile(rig.profile_name(model))
         found = [knee(profile, "1g", ns_from_s(length)) for length in make_profiles.PROBED_LENGTHS_S]
         times += [ms_from_ns(each.latency_ns) for each in found]
-        falls &= all(a.batch > b.batch for a, b in zip(found, found[1:], strict=False))
+        falls &= all(a.batch > b.batch for a, b in itertools.pairwise(found))
     slices = facts["slices_1g"].value
     note = f"{min(times):.1f} to {max(times):.1f} ms over 5, 15 and 25 s"
     mean = statistics.mean(times)
@@ -248,7 +249,14 @@ def _dpu(results: Results, facts: Mapping[str, Fact]) -> list[Row]:
             FITTED,
             f"a lower bound; the second lowest of six ({second}); the lowest is {lowest}, {shares[lowest]:.0f} %",
         ),
-        Row(item, facts["abstract_tail"], tail, PREDICTED, f"of Base's throughput: {tails}", half),
+        Row(
+            item,
+            facts["abstract_tail"],
+            tail,
+            PREDICTED,
+            f"of Base's throughput: {tails}",
+            half if math.isfinite(half) else None,
+        ),
         Row(item, facts["pcie_mobilenet"], pcie, EXACT, "float32 tensor out and 110 kB JPEG in"),
         Row(
             item,

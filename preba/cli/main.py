@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 from rich.console import Console
 
@@ -18,7 +17,7 @@ from preba import __version__
 from preba.cli.demo import demo
 from preba.cli.mig import mig_app
 from preba.cli.simulate import simulate
-from preba.errors import PrebaError
+from preba.errors import OutputError, PrebaError
 from preba.scenario.schema import Scenario
 
 app = typer.Typer(
@@ -43,10 +42,13 @@ def schema(
     if out is None:
         typer.echo(text, nl=False)
     else:
-        out.write_text(text, encoding="utf-8")
+        try:
+            out.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"--out {out}: cannot be written: {error.strerror or error}") from error
 
 
-def _version(*, wanted: bool) -> None:
+def _version(wanted: bool) -> None:  # noqa: FBT001 - called by typer with the option's value
     if wanted:
         typer.echo(f"preba {__version__}")
         raise typer.Exit
@@ -54,11 +56,12 @@ def _version(*, wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[  # noqa: FBT002 - typer's way to declare a flag
-        bool, typer.Option("--version", help="Print the version and exit.")
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    _version(wanted=version)
+    pass
 
 
 def run(arguments: list[str] | None = None) -> None:
@@ -69,20 +72,11 @@ def run(arguments: list[str] | None = None) -> None:
     arguments : list of str, optional
         Instead of the process's own.
     """
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
-        code = app(args=arguments, standalone_mode=False)
+        # Usage errors and interrupts are the framework's own: it says so on stderr and exits with 2 or 130.
+        app(args=arguments)
     except PrebaError as error:
+        console = Console(stderr=True, soft_wrap=True, highlight=False)
         for line in str(error).splitlines():
             console.print(f"error: {line}", markup=False, style="red")
         sys.exit(2)
-    except click.exceptions.Abort:
-        console.print("aborted", markup=False)
-        sys.exit(130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(141)
-    sys.exit(code if isinstance(code, int) else 0)

@@ -78,6 +78,11 @@ def _bars(group: Sequence[ComparisonEntry]) -> str:
     ]  # fmt: skip
     if any(value is not None for value in watts.values()):
         plots.append(bar_plot("Power", "Mean power of the whole machine during the run.", watts, unit="W"))
+    costs = {e.label: (e.summary["cost_efficiency"] or {}).get("requests_per_usd") for e in group}
+    if any(value is not None for value in costs.values()):
+        text = "Requests per dollar of machine and electricity over its life; more is better."
+        millions = {label: None if value is None else value / 1e6 for label, value in costs.items()}
+        plots.append(bar_plot("Cost efficiency", text, millions, unit="million requests/USD"))
     figures = "\n".join(
         f'<figure><h3>{escape(plot.title)}</h3><img alt="{escape(plot.title)}" src="{plot.data_uri}">'
         f"<figcaption>{escape(plot.caption)}</figcaption></figure>"

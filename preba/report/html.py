@@ -8,15 +8,14 @@ from preba.records import RunResult
 from preba.report.comparison import ComparisonEntry
 from preba.report.comparison_html import render_comparison_html
 from preba.report.context import ReportContext
-from preba.report.numbers import ABSENT, flagged, interval, matched, percent, scaled, significant
+from preba.report.measures import LATENCY_LABELS
+from preba.report.numbers import ABSENT, figure_cells, flagged, interval, percent, scaled, significant
 from preba.report.page import escape, html_table, list_items, page, section
 from preba.report.stages import STAGE_LABELS, STAGES
 
 __all__ = ["ComparisonEntry", "render_comparison_html", "render_html"]
 
 Json = dict[str, Any]
-
-LATENCY_LABELS = {"mean": "mean", "p50": "p50", "p90": "p90", "p95": "p95", "p99": "p99", "p999": "p99.9"}
 
 OUT_OF_SCOPE = (
     "Not modelled: token-level scheduling of language models, training, the accuracy of the models, the network "
@@ -123,19 +122,12 @@ def _verdict(goodput: Json) -> str:
     return verdict if goodput["certain"] else f"{verdict}, within this run's uncertainty"
 
 
-def _figure_row(label: str, figure: Json) -> tuple[str, ...]:
-    ends = figure["ci95"]
-    half = None if ends is None else 0.5 * (ends[1] - ends[0])
-    star = "" if figure["enough"] or figure["value"] is None else "*"
-    note = f"needs about {scaled(figure['needed_requests'])} requests" if star else ""
-    return label, matched(figure["value"], half) + star, interval(figure), note
-
-
 def _latency(summary: Json) -> str:
-    rows = [_figure_row("throughput (requests/s)", summary["throughput_rps"])]
+    steady = summary["steady"]
+    rows = [("throughput (requests/s)", *figure_cells(summary["throughput_rps"], steady=steady))]
     rows.append(("offered (requests/s)", significant(summary["offered_rps"], 4), "", ""))
     rows += [
-        _figure_row(f"latency {label} (ms)", summary["latency_ms"][key])
+        (f"latency {label} (ms)", *figure_cells(summary["latency_ms"][key], steady=steady))
         for key, label in LATENCY_LABELS.items()
     ]
     refused = summary["refused"]
@@ -149,6 +141,8 @@ def _short_note(summary: Json) -> str:
     figures = [summary["throughput_rps"], *summary["latency_ms"].values()]
     if all(figure["enough"] or figure["value"] is None for figure in figures):
         return ""
+    if not summary["steady"]:
+        return '<p class="quiet">* Without a steady state this figure depends on how long the run is.</p>'
     return '<p class="quiet">* The run is too short for this figure\'s interval to be trusted.</p>'
 
 

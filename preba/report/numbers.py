@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-__all__ = ["ABSENT", "flagged", "interval", "matched", "percent", "scaled", "significant"]
+__all__ = ["ABSENT", "figure_cells", "flagged", "interval", "matched", "percent", "scaled", "significant"]
 
 ABSENT = "–"
 """What stands where there is no number."""
@@ -83,3 +83,20 @@ def flagged(figure: dict[str, Any], *, digits: int = 3) -> str:
     """The value of a figure, with a star where the run is too short for it."""
     star = "" if figure["enough"] or figure["value"] is None else "*"
     return significant(figure["value"], digits) + star
+
+
+def figure_cells(figure: dict[str, Any], *, steady: bool) -> tuple[str, str, str]:
+    """A figure of the summary as value, 95 % interval and a note on what it would need.
+
+    Parameters
+    ----------
+    figure : dict
+    steady : bool
+        Whether the run has a steady state; if not, no length is enough for it.
+    """
+    ends = figure["ci95"]
+    value = matched(figure["value"], None if ends is None else 0.5 * (ends[1] - ends[0]))
+    if figure["enough"] or figure["value"] is None:
+        return value, interval(figure), ""
+    note = f"needs ~{scaled(figure['needed_requests'])} requests" if steady else "no steady state"
+    return f"{value}*", interval(figure), note

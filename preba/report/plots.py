@@ -18,6 +18,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
 
 from preba.records import RunResult
+from preba.report.measures import LATENCY_LABELS, PERCENTILES
 from preba.report.numbers import significant
 from preba.report.series import TimeSeries, latency_curve, outage_spans_s, time_series
 from preba.report.stages import STAGE_LABELS, STAGES
@@ -44,7 +45,6 @@ STAGE_COLOURS = {
 
 INK, QUIET, GRID = "#1a1a1a", "#5a5a5a", "#d9d9d9"
 WIDTH_IN = 9.2
-PERCENTILE_LABELS = {"p50": "p50", "p90": "p90", "p95": "p95", "p99": "p99", "p999": "p99.9"}
 QUEUE_LABELS = {
     "preprocessing": "waiting for preprocessing",
     "batcher": "in the batcher",
@@ -164,6 +164,8 @@ def _latency(result: RunResult, summary: Json) -> Plot:
     body.set_xlim(left=0)
     body.yaxis.set_major_formatter(PercentFormatter(1.0))
     tail.set_yscale("log")
+    for axes in (body, tail):
+        axes.xaxis.set_major_locator(MaxNLocator(6))
     _style(body, x="latency (ms)", y="share of requests at or below", title="distribution")
     _style(tail, x="latency (ms)", y="share of requests above", title="tail")
     if len(curves) > 1:
@@ -177,9 +179,8 @@ def _latency(result: RunResult, summary: Json) -> Plot:
 
 
 def _percentile_marks(body: Axes, tail: Axes, latency: Json) -> None:
-    for name, label in PERCENTILE_LABELS.items():
-        figure = latency[name]
-        level = float(f"0.{name[1:]}")
+    for name, level in PERCENTILES.items():
+        figure, label = latency[name], LATENCY_LABELS[name]
         fill = COLOURS[5] if figure["enough"] else "white"
         dot: dict[str, Any] = {
             "marker": "o",
@@ -230,7 +231,7 @@ def _stages(summary: Json) -> Plot:
         axes.grid(visible=False, axis="y")
     handles, labels = stacked.get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=4, fontsize=8.5, frameon=False, labelcolor=INK
+        handles, labels, loc="outside lower center", ncols=5, fontsize=8.5, frameon=False, labelcolor=INK
     )
     return Plot(
         "Where the time goes",
@@ -266,9 +267,11 @@ def _batches(result: RunResult, summary: Json) -> Plot:
     axes.annotate(
         f"mean {significant(mean)}", (mean, 1.0), xycoords=("data", "axes fraction"), xytext=(4, -9),
         textcoords="offset points", fontsize=8.5, color=INK,
+        path_effects=[withStroke(linewidth=3, foreground="white")],
     )  # fmt: skip
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlim(0.4, largest + 0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_xlim(0.4, max(largest, 4) + 0.6)
+    axes.set_ylim(0.0, max(float(below.max()), 1.0) * 1.18)
     _style(axes, x="requests in the batch", y="batches")
     axes.grid(visible=False, axis="x")
     if len(parts) > 1:

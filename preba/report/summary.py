@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from preba.economics import cost_efficiency, energy_per_request_j, power_of_run
 from preba.errors import ScenarioError
 from preba.records import RunResult
-from preba.report.context import ReportContext
+from preba.report.context import ReportContext, StageCapacity
 from preba.report.measures import (
     batch_figures,
     count_figures,
@@ -81,6 +82,7 @@ def summarise(result: RunResult, context: ReportContext) -> Json:
             "rule": window.text,
         },
         "window_s": [s_from_ns(window.start_ns), s_from_ns(window.end_ns)],
+        "steady": window.steady and not any(_load(stage) >= 1.0 for stage in context.capacities),
         "measured_requests": int(window.kept.sum()),
         "offered_rps": _offered_rps(result, context, window),
         "throughput_rps": throughput,
@@ -94,7 +96,7 @@ def summarise(result: RunResult, context: ReportContext) -> Json:
                 "stage": stage.stage,
                 "offered_rps": finite(stage.offered_rps),
                 "capacity_rps": finite(stage.capacity_rps),
-                "load": finite(stage.offered_rps / stage.capacity_rps) if stage.capacity_rps > 0 else None,
+                "load": finite(_load(stage)),
             }
             for stage in context.capacities
         ],
@@ -109,6 +111,10 @@ def summarise(result: RunResult, context: ReportContext) -> Json:
     summary |= _provenance(context.provenance + sources)
     summary["warnings"] = [*context.warnings, *_own_warnings(summary, window, context.warnings)]
     return summary
+
+
+def _load(stage: StageCapacity) -> float:
+    return stage.offered_rps / stage.capacity_rps if stage.capacity_rps > 0 else math.inf
 
 
 def _offered_rps(result: RunResult, context: ReportContext, window: SteadyWindow) -> float | None:

@@ -12,23 +12,16 @@ from rich.table import Table
 from rich.text import Text
 
 from preba.report.comparison import COLUMNS, ComparisonEntry, comparison_rows
-from preba.report.numbers import ABSENT, flagged, interval, matched, percent, scaled, significant
+from preba.report.measures import LATENCY_LABELS
+from preba.report.numbers import ABSENT, figure_cells, flagged, percent, scaled, significant
 from preba.report.stages import STAGE_LABELS, STAGES
 
 __all__ = ["comparison_table", "print_summary", "summary_table"]
 
 Json = dict[str, Any]
 
-LATENCY_LABELS = {
-    "mean": "mean",
-    "p50": "p50",
-    "p90": "p90",
-    "p95": "p95",
-    "p99": "p99",
-    "p999": "p99.9",
-}
-
 SHORT_RUN = "* the run is too short for this figure's interval to be trusted"
+UNSTEADY = "* without a steady state this figure depends on how long the run is"
 
 
 def print_summary(summary: Json, console: Console) -> None:
@@ -60,7 +53,7 @@ def summary_table(summary: Json) -> RenderableType:
 
 
 def _grid(*headers: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column(headers[0], overflow="fold", header_style="bold")
     for header in headers[1:]:
         table.add_column(header, justify="right", no_wrap=True)
@@ -99,19 +92,10 @@ def _counts(summary: Json) -> list[RenderableType]:
     return [_line(text), _line(summary["warmup"]["rule"])]
 
 
-def _figure_row(table: Table, label: str, figure: Json) -> None:
-    ends = figure["ci95"]
-    half = None if ends is None else 0.5 * (ends[1] - ends[0])
-    star = "" if figure["enough"] or figure["value"] is None else "*"
-    note = ""
-    if star:
-        note = f"needs ~{scaled(figure['needed_requests'])} requests"
-    table.add_row(label, matched(figure["value"], half) + star, interval(figure), note)
-
-
 def _latency(summary: Json) -> RenderableType:
     table = _grid("", "value", "95 % interval", "")
-    _figure_row(table, "throughput (req/s)", summary["throughput_rps"])
+    steady = summary["steady"]
+    table.add_row("throughput (req/s)", *figure_cells(summary["throughput_rps"], steady=steady))
     table.add_row("  offered (req/s)", significant(summary["offered_rps"], 4), "", "")
     goodput = summary["goodput"]
     if goodput is not None:
@@ -119,10 +103,10 @@ def _latency(summary: Json) -> RenderableType:
             "  within objective (req/s)", significant(goodput["rps"], 4), "", f"p99 {_verdict(goodput)}"
         )
     for key, label in LATENCY_LABELS.items():
-        _figure_row(table, f"latency {label} (ms)", summary["latency_ms"][key])
+        table.add_row(f"latency {label} (ms)", *figure_cells(summary["latency_ms"][key], steady=steady))
     figures = [summary["throughput_rps"], *summary["latency_ms"].values()]
     short = any(not figure["enough"] and figure["value"] is not None for figure in figures)
-    return Group(table, _line(SHORT_RUN, "yellow")) if short else table
+    return Group(table, _line(SHORT_RUN if steady else UNSTEADY, "yellow")) if short else table
 
 
 def _verdict(goodput: Json) -> str:
@@ -145,7 +129,7 @@ def _stages(summary: Json) -> Table:
 
 
 def _models(models: Json) -> Table:
-    table = _grid("per model", "req/s", "refused", "mean ms", "p50 ms", "p99 ms", "batch", "p99 objective")
+    table = _grid("per model", "req/s", "refused", "mean ms", "p50 ms", "p99 ms", "batch", "p99 SLO")
     for name, model in models.items():
         goodput = model["goodput"]
         table.add_row(
@@ -233,16 +217,15 @@ def comparison_table(
     """
     runs = [e if isinstance(e, ComparisonEntry) else ComparisonEntry(str(e["scenario"]), e) for e in entries]
     rows = comparison_rows(runs, baseline=baseline)
-    table = Table(
-        box=box.SIMPLE_HEAD, title=Text(title) if title else None, title_justify="left", title_style="bold",
-        pad_edge=False, padding=0,
-    )  # fmt: skip
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
     table.add_column("", overflow="fold")
     for name, unit in COLUMNS:
         table.add_column(f"{name}\n{unit}", justify="right", no_wrap=True)
     for row in rows:
         table.add_row(Text(row.entry.label), *row.cells)
-    return Group(table, *(_line(note, "dim") for note in _comparison_notes(runs, rows, baseline)))
+    # Not the table's own title, which would be broken at the table's width.
+    heading = [_line(title, "bold")] if title else []
+    return Group(*heading, table, *(_line(note, "dim") for note in _comparison_notes(runs, rows, baseline)))
 
 
 def _comparison_notes(

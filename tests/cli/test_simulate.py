@@ -207,6 +207,32 @@ def test_schema_accepts_every_shipped_scenario_key(tmp_path: Path) -> None:
         assert key in schema["properties"]
 
 
+def test_schema_that_cannot_be_written_is_one_error() -> None:
+    """``preba schema --out`` into a folder that is not there is one line and exit code 2."""
+    done = preba("schema", "--out", "/nonexistent/schema.json")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --out /nonexistent/schema.json")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "where", "expected"),
+    [
+        (["--version"], 0, "stdout", "preba "),
+        (["--help"], 0, "stdout", "simulate"),
+        ([], 2, "stderr", "Usage"),
+        (["simulat"], 2, "stderr", "Did you mean 'simulate'?"),
+        (["simulate"], 2, "stderr", "Missing argument"),
+        (["simulate", "x.yaml", "--nope"], 2, "stderr", "No such option"),
+    ],
+)
+def test_usage_is_explained_without_a_traceback(arguments: list[str], code: int, where: str, expected: str) -> None:
+    """Version, help and wrong usage end with the promised exit code and a message, never a traceback."""
+    done = preba(*arguments)
+    assert done.returncode == code
+    assert expected in getattr(done, where)
+    assert "Traceback" not in done.stderr
+
+
 def test_demo_prints_one_table_per_modality_and_a_page(tmp_path: Path) -> None:
     """``preba demo`` compares all design points and writes a page that links their reports."""
     done = preba("demo", "--out", tmp_path, "--requests", "2000")

@@ -172,7 +172,7 @@ def test_comparison_page_links_and_escapes(make_run: Run, make_context: Context)
     assert "<script" not in text
     page = _Page(text)
     assert page.tags.count("table") == 2
-    assert page.tags.count("img") == 6
+    assert page.tags.count("img") == 8
     assert {"a/report.html", "b/report.html"} <= set(page.links)
     assert "2.00" in page.words
     assert f"{NASTY}: beware of this" in page.words

@@ -171,6 +171,27 @@ def test_goodput_counts_only_answers_in_time(make_run: Run, make_context: Contex
     assert summarise(result, make_context(slo_p99_ms=(10_000.0,)))["goodput"]["p99_met"] is True
 
 
+def test_objective_is_certain_only_beyond_the_interval(make_run: Run, make_context: Context) -> None:
+    """A short run decides on an objective far above its p99 or below its median, and on none close to its p99."""
+    result = make_run(2000)
+    figures = summarise(result, make_context())["latency_ms"]
+    assert not figures["p99"]["enough"]
+    p50, p99 = figures["p50"]["value"], figures["p99"]["value"]
+    verdicts = {}
+    for slo_ms in (0.9 * p50, 0.99 * p99, 1.01 * p99, 10 * p99):
+        goodput = summarise(result, make_context(slo_p99_ms=(slo_ms,)))["goodput"]
+        verdicts[slo_ms] = (goodput["p99_met"], goodput["certain"])
+    assert list(verdicts.values()) == [(False, True), (False, False), (True, False), (True, True)]
+
+
+def test_overload_is_not_steady(make_run: Run, make_context: Context) -> None:
+    """A stage at or beyond its capacity means that there is no steady state, whatever the latencies do."""
+    assert summarise(make_run(), make_context())["steady"] is True
+    full = make_context(capacities=(StageCapacity("slices", 100.0, 100.0),))
+    assert summarise(make_run(), full)["steady"] is False
+    assert summarise(make_run(4000, slices=1, gap_ms=0.5), make_context())["steady"] is False
+
+
 def test_models_are_broken_down(make_run: Run, make_context: Context) -> None:
     """With several models each has its own figures, and their requests add up to the run's."""
     summary = summarise(make_run(models=("a", "b")), make_context(slo_p99_ms=(50.0, None)))

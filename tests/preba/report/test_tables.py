@@ -92,6 +92,13 @@ def test_summary_table_leads_with_the_warnings(make_run: Run, make_context: Cont
     assert text.startswith("warning: overloaded: [bottleneck] is x")
 
 
+def test_summary_table_asks_no_longer_run_of_an_overload(make_run: Run, make_context: Context) -> None:
+    """Where no steady state exists, figures say so instead of asking for more requests."""
+    text = _text(summary_table(summarise(make_run(4000, slices=1, gap_ms=0.5), make_context())))
+    assert "no steady state" in text
+    assert "needs ~" not in text
+
+
 def test_names_are_never_markup(make_run: Run, make_context: Context) -> None:
     """Square brackets in names and descriptions are printed as they are."""
     context = make_context(scenario_name="a[red]b[/red]", description="[bold]c")
@@ -116,29 +123,29 @@ def test_batch_and_stage_figures_of_a_small_run(make_run: Run, make_context: Con
 
 
 GOLDEN = """\
- where the time goes (ms)          mean          p99   slowest 1 %
- ─────────────────────────────────────────────────────────────────
- waiting for preprocessing        0.117         1.57         0.148
- preprocessing                     2.00         2.98          2.25
- hop to the server               0.0100       0.0100        0.0100
- batching                          1.52         7.14          8.64
- execution                         4.00         4.00          4.00
- response                    0.00000700   0.00000700    0.00000700
+ where the time goes (ms)         mean         p99  slowest 1 %
+ ──────────────────────────────────────────────────────────────
+ waiting for preprocessing       0.117        1.57        0.148
+ preprocessing                    2.00        2.98         2.25
+ hop to the server              0.0100      0.0100       0.0100
+ batching                         1.52        7.14         8.64
+ execution                        4.00        4.00         4.00
+ response                   0.00000700  0.00000700   0.00000700
 
- total latency                     7.65         13.4          15.0
+ total latency                    7.65        13.4         15.0
 
 
  busy, batches and queues
- ────────────────────────────────────────────────────────────────
- preprocessing: cpu                             45 % (50 % taken)
- slice gpu0/1g.5gb@0                                         62 %
- slice gpu0/1g.5gb@1                                         34 %
- slice gpu0/1g.5gb@2                                        3.9 %
- batch size, per batch                      4.00 over 800 batches
- batch size, as a request sees it                            4.00
- requests waiting for preprocessing, mean                   0.117
- requests waiting in the batcher, mean                       1.52
- requests waiting for a slice, mean                             0"""
+ ───────────────────────────────────────────────────────────────
+ preprocessing: cpu                            45 % (50 % taken)
+ slice gpu0/1g.5gb@0                                        62 %
+ slice gpu0/1g.5gb@1                                        34 %
+ slice gpu0/1g.5gb@2                                       3.9 %
+ batch size, per batch                     4.00 over 800 batches
+ batch size, as a request sees it                           4.00
+ requests waiting for preprocessing, mean                  0.117
+ requests waiting in the batcher, mean                      1.52
+ requests waiting for a slice, mean                            0"""
 
 
 def _entry(label: str, rate: float, **more: Any) -> ComparisonEntry:
