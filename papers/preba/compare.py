@@ -41,6 +41,8 @@ def simulate_all(pool: Executor, scale: ex.Scale) -> Results:
 def _number(value: float | str) -> str:
     if isinstance(value, str):
         return value
+    if value == round(value):
+        return f"{value:,.0f}"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}" if abs(value) >= 10 else f"{value:.2f}"
 
 

@@ -27,6 +27,8 @@ EXACT = "met"
 """A parameter of its own was solved for the fact in fit.py."""
 INPUT = "input"
 """The fact is an input of the model."""
+CHOSEN = "chosen"
+"""An assumed figure (a price) was picked so that this comes out roughly."""
 PREDICTED = "predicted"
 """Nothing was chosen with the fact in view."""
 
@@ -35,6 +37,7 @@ STATUSES = {
     FITTED: "fit.py minimised the deviation; several facts share few parameters",
     EXACT: "fit.py solved one parameter for it",
     INPUT: "an input of the model",
+    CHOSEN: "assumed prices were picked with it in view",
     PREDICTED: "nothing was chosen with it in view",
 }
 
@@ -333,12 +336,12 @@ def _power(results: Results, facts: Mapping[str, Fact]) -> list[Row]:
             PREDICTED,
             load,
         ),
-        Row(item, facts["system_cost"], mean_over(rig.MODELS, lambda m: ratio(m, cost)), PREDICTED, "prices assumed"),
+        Row(item, facts["system_cost"], mean_over(rig.MODELS, lambda m: ratio(m, cost)), CHOSEN, "prices assumed"),
         Row(
             item,
             facts["abstract_cost"],
             mean_over(rig.MODELS, lambda m: ratio(m, lambda r: r["cost_efficiency"]["requests_per_usd"])),
-            PREDICTED,
+            CHOSEN,
             f"worse for {', '.join(worse)}" if worse else "better for every model",
         ),
     ]
