@@ -43,7 +43,12 @@ bench: $(STAMP)  ## timings, printed and never asserted
 readme: $(STAMP)  ## put the demo's output and picture into README.md again
 	$(BIN)/python docs/make_readme.py
 
-papers: $(STAMP)  ## regenerate profiles and comparison tables from the published numbers
+papers: $(STAMP)  ## derive profiles from published numbers, fit PREBA's open parameters, compare with the paper
+	$(BIN)/python papers/parvagpu/make_profiles.py
+	$(BIN)/python papers/migprofiler/make_profiles.py
+	$(BIN)/python papers/mlperf/make_profiles.py
+	$(BIN)/python papers/preba/make_profiles.py
+	$(BIN)/python papers/preba/fit.py
 	$(BIN)/python papers/preba/compare.py
 
 clean:

@@ -151,9 +151,7 @@ def draw_available(
 
 def _closed_loop(horizon: Horizon, rate_changes: Sequence[RateChange]) -> Int64:
     if rate_changes:
-        raise TraceError(
-            "arrivals.kind closed_loop: a rate change has no rate to act on; use an open-loop kind"
-        )
+        raise TraceError("arrivals.kind closed_loop: a rate change has no rate to act on; use an open-loop kind")
     if horizon.requests is None:
         raise TraceError(
             "arrivals.kind closed_loop: a duration does not say how many requests to draw; give run.requests"
@@ -191,8 +189,7 @@ def _points(config: ArrivalsConfig, rng: np.random.Generator, *, mass: float, co
         return _recorded_points(config, mass=mass, count=count)
     if count is None and mass > REQUESTS_MAX:
         raise TraceError(
-            f"arrivals: about {mass:.3g} requests would arrive within the duration; "
-            f"at most {REQUESTS_MAX} fit a trace"
+            f"arrivals: about {mass:.3g} requests would arrive within the duration; at most {REQUESTS_MAX} fit a trace"
         )
     if isinstance(config, DeterministicArrivals):
         numbers = count if count is not None and count < mass else math.ceil(mass)
@@ -235,9 +232,7 @@ def _recorded_points(config: ReplayArrivals, *, mass: float, count: int | None) 
         else:
             rounds = math.ceil(count / len(times))
         if rounds * len(times) > REQUESTS_MAX + len(times):
-            raise TraceError(
-                f"{config.file}: looped to {rounds * len(times)} requests; at most {REQUESTS_MAX} fit"
-            )
+            raise TraceError(f"{config.file}: looped to {rounds * len(times)} requests; at most {REQUESTS_MAX} fit")
         starts = np.arange(rounds, dtype=np.int64) * recording.period_ns
         times = (starts[:, None] + times[None, :]).ravel()
     points: Float64 = times[:count] / config.rate_scale

@@ -170,6 +170,4 @@ def knees_by_length(
     tuple of Knee
         One per edge.
     """
-    return tuple(
-        knee(profile, slice_key, edge_ns, gain=gain, batch_limit=batch_limit) for edge_ns in length_edges_ns
-    )
+    return tuple(knee(profile, slice_key, edge_ns, gain=gain, batch_limit=batch_limit) for edge_ns in length_edges_ns)

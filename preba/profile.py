@@ -34,9 +34,7 @@ from preba.units import NS_PER_MS, NS_PER_S
 
 __all__ = ["LatencyProfile", "load_profile", "profile_from_dict"]
 
-Part = Literal[
-    "batch_max", "exponent", "floor", "interference", "jitter", "length", "offset", "slope", "table"
-]
+Part = Literal["batch_max", "exponent", "floor", "interference", "jitter", "length", "offset", "slope", "table"]
 
 
 class LatencyProfile(StrictModel):
@@ -69,9 +67,7 @@ class LatencyProfile(StrictModel):
 
     @model_validator(mode="after")
     def _times_are_given_once(self) -> Self:
-        given = [
-            name for name in ("table", "table_by_length_s", "closed_form") if getattr(self, name) is not None
-        ]
+        given = [name for name in ("table", "table_by_length_s", "closed_form") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
                 "table, table_by_length_s, closed_form: exactly one must hold the times, "
@@ -194,8 +190,7 @@ class LatencyProfile(StrictModel):
         limit = self.batch_max(slice_key, length_ns)
         if not 1 <= batch <= limit:
             raise ProfileRangeError(
-                f"profile {self.name!r}: batch {batch} on slice {slice_key} is outside 1..{limit}"
-                f"{self._at(length_ns)}"
+                f"profile {self.name!r}: batch {batch} on slice {slice_key} is outside 1..{limit}{self._at(length_ns)}"
             )
         return int(self._latencies_ns(slice_key, np.array([batch], dtype=np.int64), length_ns)[0])
 
@@ -288,14 +283,11 @@ class LatencyProfile(StrictModel):
             low, high = lengths[0], lengths[-1]
         if not low <= length_s <= high:
             raise ProfileRangeError(
-                f"profile {self.name!r}: length {length_s:g} s on slice {slice_key} is outside "
-                f"{low:g}..{high:g} s"
+                f"profile {self.name!r}: length {length_s:g} s on slice {slice_key} is outside {low:g}..{high:g} s"
             )
         return length_s
 
-    def _latencies_ns(
-        self, slice_key: str, batches: NDArray[np.int64], length_ns: int | None
-    ) -> NDArray[np.int64]:
+    def _latencies_ns(self, slice_key: str, batches: NDArray[np.int64], length_ns: int | None) -> NDArray[np.int64]:
         """Times of batches already known to be in range."""
         entry = self._entry(slice_key)
         length_s = self._length_s(slice_key, length_ns)

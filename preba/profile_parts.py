@@ -191,9 +191,7 @@ class ClosedForm(StrictModel):
         if scaled[0]:
             odd = [key for key in self.batch_max if gpcs_of(key) is None]
             if odd:
-                raise ValueError(
-                    f"batch_max.{odd[0]}: a scaled slope needs a GPC count; list slope_ms instead"
-                )
+                raise ValueError(f"batch_max.{odd[0]}: a scaled slope needs a GPC count; list slope_ms instead")
         for name in ("slope_ms", "floor_ms", "offset_ms"):
             listed = getattr(self, name)
             if isinstance(listed, dict) and listed.keys() != self.batch_max.keys():
@@ -217,9 +215,7 @@ class ClosedForm(StrictModel):
         shrink: float = gpcs ** given(self.slope_exponent)
         return given(self.slope_1g_ms) / shrink
 
-    def latency_ms(
-        self, slice_key: str, batch: NDArray[np.int64], length_s: float | None
-    ) -> NDArray[np.float64]:
+    def latency_ms(self, slice_key: str, batch: NDArray[np.int64], length_s: float | None) -> NDArray[np.float64]:
         """Evaluate the form; ranges are the caller's business."""
         share = 1.0
         if self.reference_length_s is not None and length_s is not None:

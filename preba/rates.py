@@ -109,9 +109,7 @@ def _solve_angle(wanted: Float64, amplitude: float) -> Float64:
     values = grid - amplitude * np.cos(grid)
     cell = np.clip(np.searchsorted(values, wanted, side="right") - 1, 0, len(grid) - 2)
     low, high = grid[cell], grid[cell + 1]
-    angle = low + (high - low) * np.clip(
-        (wanted - values[cell]) / (values[cell + 1] - values[cell]), 0.0, 1.0
-    )
+    angle = low + (high - low) * np.clip((wanted - values[cell]) / (values[cell + 1] - values[cell]), 0.0, 1.0)
     active = np.arange(len(wanted))
     for _ in range(64):
         guess = angle[active]

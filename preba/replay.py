@@ -42,9 +42,7 @@ _ISO = re.compile(
     r"(?P<date>\d{4}-\d\d-\d\d)(?:[T ](?P<clock>\d\d:\d\d:\d\d)(?:[.,](?P<fraction>\d{1,9}))?)?"
     r"\s*(?P<zone>Z|[+-]\d\d:?\d\d)?\Z"
 )
-_NUMBER = re.compile(
-    r"(?P<sign>[+-]?)(?P<whole>\d*)\.?(?P<fraction>\d*)(?:[eE](?P<exponent>[+-]?\d{1,3}))?\Z"
-)
+_NUMBER = re.compile(r"(?P<sign>[+-]?)(?P<whole>\d*)\.?(?P<fraction>\d*)(?:[eE](?P<exponent>[+-]?\d{1,3}))?\Z")
 
 
 @dataclass(frozen=True)
@@ -156,9 +154,7 @@ def read_arrivals(
     if sort:
         times = np.sort(times)
     if len(times) < 2 or times[-1] == times[0]:
-        raise TraceError(
-            f"{path}: a recording needs at least two arrivals at different times, got {len(times)}"
-        )
+        raise TraceError(f"{path}: a recording needs at least two arrivals at different times, got {len(times)}")
     times = times - times[0]
     mean_gap_ns = round(int(times[-1]) / (len(times) - 1))
     return Recording(times, period_ns=int(times[-1]) + max(mean_gap_ns, 1), repeats=False)
@@ -293,9 +289,7 @@ def _iso_ns(path: Path, column: Column, index: int) -> int:
         stamp = f"{match['date']} {match['clock'] or '00:00:00'}{zone}"
         seconds = (datetime.strptime(stamp, "%Y-%m-%d %H:%M:%S%z") - _EPOCH) // _SECOND
     except ValueError as error:
-        raise FormatError(
-            f"{column.where(path, index)}: expected a time stamp, got {cell!r}: {error}"
-        ) from error
+        raise FormatError(f"{column.where(path, index)}: expected a time stamp, got {cell!r}: {error}") from error
     return seconds * NS_PER_S + int((match["fraction"] or "0").ljust(9, "0"))
 
 
@@ -343,9 +337,7 @@ def _read_profile_export(path: Path, experiment: int | None) -> Int64:
     if not isinstance(experiments, list) or not experiments:
         raise FormatError(f"{path}: not a perf_analyzer profile export: no list 'experiments'")
     if experiment is None and len(experiments) > 1:
-        raise FormatError(
-            f"{path}: holds {len(experiments)} experiments; give experiment: 0 .. {len(experiments) - 1}"
-        )
+        raise FormatError(f"{path}: holds {len(experiments)} experiments; give experiment: 0 .. {len(experiments) - 1}")
     index = experiment or 0
     if index >= len(experiments):
         raise FormatError(f"{path}: experiment: must be < {len(experiments)}, got {index}")

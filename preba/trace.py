@@ -162,9 +162,7 @@ def _scheduled(
         if change.model_index is not None and not 0 <= change.model_index < len(specs):
             raise TraceError(f"rate change.model_index: must be < {len(specs)}, got {change.model_index}")
         if all(closed) if change.model_index is None else closed[change.model_index]:
-            raise TraceError(
-                "rate change: a closed loop has no rate to change; use an open-loop kind of arrivals"
-            )
+            raise TraceError("rate change: a closed loop has no rate to change; use an open-loop kind of arrivals")
     horizons = _horizons(specs, horizon)
     draw = draw_arrivals if len(specs) == 1 else draw_available
     times = [
@@ -194,9 +192,7 @@ def _horizons(specs: Sequence[StreamSpec], horizon: Horizon) -> list[Horizon]:
     """For a closed loop its share of the requests; for an open-loop model what all of those have together."""
     if horizon.requests is None:
         return [horizon] * len(specs)
-    clients = [
-        spec.arrivals.outstanding if isinstance(spec.arrivals, ClosedLoopArrivals) else 0 for spec in specs
-    ]
+    clients = [spec.arrivals.outstanding if isinstance(spec.arrivals, ClosedLoopArrivals) else 0 for spec in specs]
     budget = horizon.requests * sum(1 for count in clients if count) // len(specs)
     # Cumulative rounding: the parts add up to the budget exactly.
     ends = [budget * sum(clients[: index + 1]) // max(sum(clients), 1) for index in range(len(clients))]
@@ -221,9 +217,7 @@ def _first(requests: int, times: list[NDArray[np.int64]]) -> list[int]:
     return [int(count) for count in np.bincount(model[order], minlength=len(times))]
 
 
-def _draw_model(
-    spec: StreamSpec, scheduled: NDArray[np.int64], *, seed: int, model: tuple[int, int]
-) -> Trace:
+def _draw_model(spec: StreamSpec, scheduled: NDArray[np.int64], *, seed: int, model: tuple[int, int]) -> Trace:
     """All columns of one model's requests; ``model`` is its index and the number of models."""
     index, model_count = model
     count = len(scheduled)
@@ -248,9 +242,7 @@ def _draw_model(
         preprocess_factor=draw_factors(
             spec.preprocess_jitter, rng=stream(seed, index, "preprocess_jitter"), count=count
         ),
-        execution_factor=draw_factors(
-            spec.execution_jitter, rng=stream(seed, index, "execution_jitter"), count=count
-        ),
+        execution_factor=draw_factors(spec.execution_jitter, rng=stream(seed, index, "execution_jitter"), count=count),
         balancer_draw=stream(seed, index, "balancer").random((count, 2)),
         think_ns=think,
         outstanding=tuple(outstanding),

@@ -89,9 +89,7 @@ def _read_metadata(path: Path, raw: bytes | None) -> dict[str, Any]:
         raise FormatError(f"{path}: not a preba trace: its schema carries no {_METADATA.decode()!r}")
     data = json.loads(raw)
     if data.get("format") != _FORMAT:
-        raise FormatError(
-            f"{path}: trace format {data.get('format')!r} is not known; this preba reads {_FORMAT}"
-        )
+        raise FormatError(f"{path}: trace format {data.get('format')!r} is not known; this preba reads {_FORMAT}")
     return {
         "seed": data["seed"],
         "outstanding": tuple(data["outstanding"]),

@@ -133,9 +133,7 @@ class Trace:
         if self.balancer_draw.size and self.balancer_draw.max() >= 1.0:
             raise TraceError("trace.balancer_draw: must be < 1")
         if len(self) and int(self.model_index.max()) >= len(self.outstanding):
-            raise TraceError(
-                f"trace.model_index: must be < {len(self.outstanding)}, got {int(self.model_index.max())}"
-            )
+            raise TraceError(f"trace.model_index: must be < {len(self.outstanding)}, got {int(self.model_index.max())}")
         later, earlier = self.scheduled_ns[1:], self.scheduled_ns[:-1]
         disordered = (later < earlier) | ((later == earlier) & (self.model_index[1:] < self.model_index[:-1]))
         if disordered.any():
@@ -201,9 +199,7 @@ def merge(traces: Sequence[Trace]) -> Trace:
             ):
                 raise TraceError(f"merge: model {index} has different closed loops in two traces")
             outstanding[index], backoff[index] = clients, trace.refusal_backoff_ns[index]
-    columns: dict[str, Any] = {
-        name: np.concatenate([getattr(trace, name) for trace in traces]) for name in DTYPES
-    }
+    columns: dict[str, Any] = {name: np.concatenate([getattr(trace, name) for trace in traces]) for name in DTYPES}
     order = np.lexsort((columns["model_index"], columns["scheduled_ns"]))
     seeds = {trace.seed for trace in traces}
     return Trace(

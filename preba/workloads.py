@@ -101,9 +101,7 @@ def duration_distribution(workload: AudioWorkload, subset: str) -> QuantileDistr
     """
     table = workload.subsets.get(subset)
     if table is None:
-        raise FormatError(
-            f"sizes.subset: {workload.name} has no subset {subset!r}{nearest(subset, workload.subsets)}"
-        )
+        raise FormatError(f"sizes.subset: {workload.name} has no subset {subset!r}{nearest(subset, workload.subsets)}")
     return interpolate(np.array(workload.probabilities), np.array(table.quantiles_s))
 
 
@@ -187,9 +185,7 @@ def interpolate(probabilities: Float64, values: Float64) -> QuantileDistribution
     weight_before, weight_after = 2.0 * widths[1:] + widths[:-1], widths[1:] + 2.0 * widths[:-1]
     rising = (before > 0) & (after > 0)
     total = (weight_before + weight_after)[rising]
-    slopes[1:-1][rising] = total / (
-        weight_before[rising] / before[rising] + weight_after[rising] / after[rising]
-    )
+    slopes[1:-1][rising] = total / (weight_before[rising] / before[rising] + weight_after[rising] / after[rising])
     slopes[0] = _end_slope(widths[0], widths[1], secants[0], secants[1])
     slopes[-1] = _end_slope(widths[-1], widths[-2], secants[-1], secants[-2])
     return QuantileDistribution(probabilities, values, slopes)

@@ -36,7 +36,7 @@ def report_context(resolved: ResolvedScenario, simulation: Simulation) -> Report
         hardware=resolved.hardware,
         gpu_count=len(resolved.gpu_devices),
         gpcs_per_gpu=max(device.compute_slices for device in resolved.gpu_devices),
-        accelerator_used=accelerator_count(scenario.preprocessing, modalities) > 0,
+        accelerator_count=accelerator_count(scenario.preprocessing, modalities),
         provenance=(*resolved.provenance(), *simulation.provenance),
         warnings=simulation.warnings,
         capacities=tuple(StageCapacity(s.stage, s.offered_rps, s.capacity_rps) for s in simulation.loads),

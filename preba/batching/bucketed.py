@@ -170,9 +170,13 @@ def bucket_least_loaded(state: BatcherState) -> int:
     for consumer in range(len(state.consumer_up)):
         if state.consumer_up[consumer] == 0:
             continue
-        if best == NONE or state.consumer_load[consumer] < state.consumer_load[best] or (
-            state.consumer_load[consumer] == state.consumer_load[best]
-            and state.consumer_rank[consumer] < state.consumer_rank[best]
+        if (
+            best == NONE
+            or state.consumer_load[consumer] < state.consumer_load[best]
+            or (
+                state.consumer_load[consumer] == state.consumer_load[best]
+                and state.consumer_rank[consumer] < state.consumer_rank[best]
+            )
         ):
             best = consumer
     return best

@@ -36,6 +36,7 @@ def simulate(
     trace: Annotated[
         Path | None, typer.Option(help="Write a Chrome/Perfetto trace (.json or .json.gz) to this file.")
     ] = None,
+    trace_limit: Annotated[int, typer.Option(min=1, help="Requests shown in the trace.")] = 100_000,
 ) -> None:
     """Predict how a scenario's server behaves, without any hardware."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -44,7 +45,7 @@ def simulate(
     if out is not None:
         write_run(out, resolved, simulation, context, summary)
     if trace is not None:
-        write_chrome_trace(trace, simulation.result)
+        write_chrome_trace(trace, simulation.result, limit=trace_limit)
     if as_json:
         typer.echo(json.dumps(summary, indent=2, allow_nan=False))
     else:
@@ -52,7 +53,8 @@ def simulate(
     if out is not None:
         console.print(f"report: {out / 'report.html'}", markup=False)
     if trace is not None:
-        console.print(f"trace: {trace} (open in https://ui.perfetto.dev)", markup=False)
+        cut = f"the first {trace_limit:,} requests; " if trace_limit < len(simulation.trace) else ""
+        console.print(f"trace: {trace} ({cut}open in https://ui.perfetto.dev)", markup=False)
 
 
 def run_and_summarise(

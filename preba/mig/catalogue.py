@@ -135,15 +135,11 @@ class Device(StrictModel):
                 raise ValueError(f"profiles: {what} used twice: {', '.join(twice)}")
         for profile in self.profiles:
             if profile.g > self.compute_slices:
-                raise ValueError(
-                    f"profiles: {profile.name} is larger than compute_slices {self.compute_slices}"
-                )
+                raise ValueError(f"profiles: {profile.name} is larger than compute_slices {self.compute_slices}")
             if profile.starts is not None and profile.size is not None:
                 end = max(profile.starts) + profile.size
                 if self.memory_slices is None or end > self.memory_slices:
-                    raise ValueError(
-                        f"profiles: {profile.name} ends at {end}, memory_slices is {self.memory_slices}"
-                    )
+                    raise ValueError(f"profiles: {profile.name} ends at {end}, memory_slices is {self.memory_slices}")
         return self
 
     def profile(self, name: str, *, where: str) -> SliceProfile:
@@ -235,11 +231,7 @@ def load_device(name_or_path: str | Path) -> Device:
         When the file is not a device; the message names field, file and line.
     """
     folder = config_folder() / "devices"
-    if (
-        isinstance(name_or_path, str)
-        and "/" not in name_or_path
-        and not name_or_path.endswith((".yaml", ".yml"))
-    ):
+    if isinstance(name_or_path, str) and "/" not in name_or_path and not name_or_path.endswith((".yaml", ".yml")):
         names = device_names()
         same = [name for name in names if name.lower() == name_or_path.lower()]
         if same:

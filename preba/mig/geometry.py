@@ -154,9 +154,7 @@ def admits(device: Device, placed: Sequence[Placed], new: Placed) -> bool:
     return True
 
 
-def additions(
-    device: Device, placed: Sequence[Placed], profiles: Sequence[SliceProfile]
-) -> tuple[Placed, ...]:
+def additions(device: Device, placed: Sequence[Placed], profiles: Sequence[SliceProfile]) -> tuple[Placed, ...]:
     """List every single slice of `profiles` that could still be placed beside `placed`."""
     return tuple(
         new
@@ -213,9 +211,7 @@ def geometries(device: Device, profiles: Sequence[SliceProfile]) -> tuple[tuple[
     return tuple(sorted(found, key=lambda names: [rank[name] for name in names]))
 
 
-def solve(
-    device: Device, fixed: Sequence[Placed], wanted: Sequence[SliceProfile]
-) -> tuple[Placed, ...] | None:
+def solve(device: Device, fixed: Sequence[Placed], wanted: Sequence[SliceProfile]) -> tuple[Placed, ...] | None:
     """Place slices so that they are legal and leave as much open as can be.
 
     Parameters

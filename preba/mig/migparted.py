@@ -54,9 +54,7 @@ def _device_filter(value: object) -> object:
     """Accept one PCI id or a list of them."""
     if value is None or (isinstance(value, str) and FILTER.match(value)):
         return value
-    if isinstance(value, list | tuple) and all(
-        isinstance(each, str) and FILTER.match(each) for each in value
-    ):
+    if isinstance(value, list | tuple) and all(isinstance(each, str) and FILTER.match(each) for each in value):
         return tuple(value)
     raise ValueError(f"must be like 0x20B010DE, or a list of such, got {value!r}")
 
@@ -159,11 +157,7 @@ def read_mig_parted(path: Path) -> MigPartedFile:
     data, lines = read_yaml(path, error=FormatError)
     if isinstance(data, Mapping) and data.get("kind") == "ConfigMap":
         inner = data.get("data")
-        texts = (
-            [text for text in inner.values() if "mig-configs" in str(text)]
-            if isinstance(inner, Mapping)
-            else []
-        )
+        texts = [text for text in inner.values() if "mig-configs" in str(text)] if isinstance(inner, Mapping) else []
         if len(texts) != 1:
             raise FormatError(f"data: holds {len(texts)} mig-parted configurations, one is needed ({path})")
         try:
@@ -181,9 +175,7 @@ def read_mig_parted(path: Path) -> MigPartedFile:
     return validate(MigPartedFile, data, origin=str(path), lines=lines, error=FormatError)
 
 
-def _check_keys(
-    model: type[_Hyphenated], data: object, place: tuple[str, ...], *, origin: str, lines: Lines
-) -> None:
+def _check_keys(model: type[_Hyphenated], data: object, place: tuple[str, ...], *, origin: str, lines: Lines) -> None:
     """Refuse a key the form does not have, and suggest the nearest one as it is written."""
     known = [_hyphens(name) for name in model.model_fields]
     for key in data if isinstance(data, Mapping) else ():
@@ -223,9 +215,7 @@ def mig_parted_text(partitions: Mapping[str, Sequence[Partition]]) -> str:
     lines = ["version: v1", "mig-configs:"]
     for label, entries in configs.items():
         lines.append(
-            f"  {json.dumps(label)}:"
-            if not label.replace("-", "").replace(".", "").isalnum()
-            else f"  {label}:"
+            f"  {json.dumps(label)}:" if not label.replace("-", "").replace(".", "").isalnum() else f"  {label}:"
         )
         for entry in entries:
             marker = "    - "

@@ -109,9 +109,7 @@ def _largest_first(placed: Sequence[Placed]) -> tuple[SliceProfile, ...]:
     return tuple(sorted(unique, key=lambda p: (-p.g, -(p.size or 0), p.name)))
 
 
-def resolve_partition(
-    device: Device, spec: str | Mapping[str, int] | Sequence[str], *, where: str
-) -> Partition:
+def resolve_partition(device: Device, spec: str | Mapping[str, int] | Sequence[str], *, where: str) -> Partition:
     """Turn any form of a partition into legal placements.
 
     Parameters
@@ -142,9 +140,7 @@ def resolve_partition(
         raise PartitionError(f"{where}: {_text(spec)} does not fit {device.name}: {'; '.join(broken)}")
     answer = _as_a_driver_would(device, fixed, free) or solve(device, fixed, free)
     if answer is None:
-        raise PartitionError(
-            f"{where}: {_text(spec)} does not fit {device.name}: {_no_room(device, fixed, free)}"
-        )
+        raise PartitionError(f"{where}: {_text(spec)} does not fit {device.name}: {_no_room(device, fixed, free)}")
     return Partition(device, answer)
 
 
@@ -153,14 +149,10 @@ def _as_a_driver_would(
 ) -> tuple[Placed, ...] | None:
     """Place as a driver does that is told no starts, larger slices first, unless that leaves less open."""
     best = None if fixed else solve(device, (), free)
-    natural = (
-        driver_replay(device, sorted(free, key=lambda p: (-(p.size or 0), -p.g, p.name))) if best else None
-    )
+    natural = driver_replay(device, sorted(free, key=lambda p: (-(p.size or 0), -p.g, p.name))) if best else None
     if best is None or natural is None:
         return None
-    as_good = len(additions(device, natural, device.profiles)) == len(
-        additions(device, best, device.profiles)
-    )
+    as_good = len(additions(device, natural, device.profiles)) == len(additions(device, best, device.profiles))
     return natural if as_good else None
 
 

@@ -108,9 +108,7 @@ def creation_order(partition: Partition) -> tuple[tuple[Placed, ...], bool]:
         and ``False``: the starts have to be given.
     """
     device = partition.device
-    largest_first = tuple(
-        sorted(partition.placed, key=lambda each: (-each.profile.g, -each.size, each.start))
-    )
+    largest_first = tuple(sorted(partition.placed, key=lambda each: (-each.profile.g, -each.size, each.start)))
 
     def grow(created: tuple[Placed, ...], waiting: tuple[Placed, ...]) -> tuple[Placed, ...] | None:
         if not waiting:
@@ -221,9 +219,7 @@ def _notes(partition: Partition, leftover: Leftover, *, suffices: bool) -> list[
         notes.append(f"{number} of {device.memory_slices} memory slices cannot be used by any further slice")
     without_jpeg = dict.fromkeys(each.profile for each in partition.slices if each.jpeg_engines == 0)
     if without_jpeg:
-        notes.append(
-            f"no hardware JPEG decoder in {', '.join(without_jpeg)}: decoding there costs SMs or CPU"
-        )
+        notes.append(f"no hardware JPEG decoder in {', '.join(without_jpeg)}: decoding there costs SMs or CPU")
     unknown = dict.fromkeys(each.profile for each in partition.slices if each.jpeg_engines is None)
     if unknown:
         notes.append(f"no source tells how many JPEG engines {', '.join(unknown)} has")

@@ -95,9 +95,7 @@ def parse_lgip(text: str, *, origin: str) -> dict[int, tuple[SliceProfile, ...]]
         When it is no such table, its columns are others, or a profile's second line is missing.
     """
     if "GPU instance profiles" not in text:
-        raise FormatError(
-            f"{origin}: no table of GPU instance profiles; give the output of `nvidia-smi mig -lgip`"
-        )
+        raise FormatError(f"{origin}: no table of GPU instance profiles; give the output of `nvidia-smi mig -lgip`")
     if HEADER.search(re.sub(r"[|=+\s]+", " ", text)) is None:
         raise FormatError(
             f"{origin}: the table's columns are not the known ones (GPU Name ID Instances Memory P2P SM DEC ENC, "
@@ -160,9 +158,7 @@ def parse_lgipp(text: str, *, origin: str) -> dict[int, dict[int, tuple[tuple[in
     for line in re.findall(r"GPU\s+\d+\s+Profile\s+ID[^\n]*", text):
         match = PLACEMENT.match(line)
         if match is None:
-            raise FormatError(
-                f"{origin}: cannot read {line.strip()!r}; expected like {{0,4}}:4 after the colon"
-            )
+            raise FormatError(f"{origin}: cannot read {line.strip()!r}; expected like {{0,4}}:4 after the colon")
         starts = tuple(int(part) for part in match["starts"].split(",") if part.strip())
         found.setdefault(int(match["gpu"]), {})[int(match["id"])] = (starts, int(match["size"]))
     if not found:
@@ -184,9 +180,7 @@ def read_listing(text: str, *, origin: str) -> dict[int, Device]:
         See `parse_lgip` and `parse_lgipp`; also when a placement's id is in no profile.
     """
     profiles = parse_lgip(text, origin=origin)
-    placements = (
-        parse_lgipp(text, origin=origin) if re.search(r"Profile\s+ID\s+\d+\s+Placement", text) else {}
-    )
+    placements = parse_lgipp(text, origin=origin) if re.search(r"Profile\s+ID\s+\d+\s+Placement", text) else {}
     return {
         gpu: device_from_listing(found, placements.get(gpu), name=f"GPU {gpu}", origin=origin)
         for gpu, found in profiles.items()
@@ -210,17 +204,13 @@ def device_from_listing(
     known = {profile.profile_id for profile in profiles}
     for profile_id in placements or {}:
         if profile_id not in known:
-            raise FormatError(
-                f"{origin}: placements of profile ID {profile_id}, which the table of profiles lacks"
-            )
+            raise FormatError(f"{origin}: placements of profile ID {profile_id}, which the table of profiles lacks")
     joined = []
     for profile in profiles:
         place = (placements or {}).get(profile.profile_id if profile.profile_id is not None else -1)
         starts, size = place if place is not None else (None, None)
         joined.append(profile.model_copy(update={"starts": starts, "size": size}))
-    ends = [
-        max(each.starts) + each.size for each in joined if each.starts is not None and each.size is not None
-    ]
+    ends = [max(each.starts) + each.size for each in joined if each.starts is not None and each.size is not None]
     return Device(
         name=name,
         product=name,
@@ -254,9 +244,7 @@ def closest_device(listed: Device, catalogue: Sequence[Device]) -> Device | None
     candidates = [device for device in catalogue if shared(device)]
     if not candidates:
         return None
-    return min(
-        candidates, key=lambda device: (-shared(device), len(differences(listed, device)), device.name)
-    )
+    return min(candidates, key=lambda device: (-shared(device), len(differences(listed, device)), device.name))
 
 
 def differences(listed: Device, known: Device) -> tuple[Difference, ...]:

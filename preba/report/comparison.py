@@ -72,9 +72,7 @@ def _rate(entry: ComparisonEntry, *, saturated: bool) -> float | None:
     return None if value is None else float(value)
 
 
-def comparison_rows(
-    entries: Sequence[ComparisonEntry], *, baseline: str | None = None
-) -> list[ComparisonRow]:
+def comparison_rows(entries: Sequence[ComparisonEntry], *, baseline: str | None = None) -> list[ComparisonRow]:
     """The lines of one group's comparison.
 
     Parameters

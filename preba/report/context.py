@@ -54,8 +54,8 @@ class ReportContext:
     gpu_count : int
     gpcs_per_gpu : int
         GPCs that slices can use, 7 on an A100 or H100.
-    accelerator_used : bool
-        Whether an accelerator card (a DPU) is part of the machine.
+    accelerator_count : int
+        Accelerator cards (DPUs) in the machine.
     provenance : tuple of (what, Provenance)
         Every input of the run; numbers of ``hardware`` are added by the summary.
     warnings : tuple of str
@@ -76,7 +76,7 @@ class ReportContext:
     hardware: Hardware | None = None
     gpu_count: int = 1
     gpcs_per_gpu: int = 7
-    accelerator_used: bool = False
+    accelerator_count: int = 0
     provenance: tuple[tuple[str, Provenance], ...] = ()
     warnings: tuple[str, ...] = ()
     offered_rps: float | None = None

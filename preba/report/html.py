@@ -79,9 +79,7 @@ def _head(summary: Json) -> list[str]:
 def _warnings(summary: Json) -> str:
     if not summary["warnings"]:
         return ""
-    return (
-        f'<div class="warnings" role="alert"><strong>Beware</strong>{list_items(summary["warnings"])}</div>'
-    )
+    return f'<div class="warnings" role="alert"><strong>Beware</strong>{list_items(summary["warnings"])}</div>'
 
 
 def _card(name: str, value: str, unit: str, note: str) -> str:
@@ -101,13 +99,9 @@ def _cards(summary: Json) -> str:
     ]
     if goodput is not None:
         share = goodput.get("share_within_slo")
-        note = f"p99 objective {_verdict(goodput)}" + (
-            f"; {percent(share)} in time" if share is not None else ""
-        )
+        note = f"p99 objective {_verdict(goodput)}" + (f"; {percent(share)} in time" if share is not None else "")
         cards.append(_card("within objective", significant(goodput["rps"]), "requests/s", note))
-    cards.append(
-        _card("slices busy", percent(summary["utilization"]["slices_mean"]), "", "mean over model slices")
-    )
+    cards.append(_card("slices busy", percent(summary["utilization"]["slices_mean"]), "", "mean over model slices"))
     if cost is not None:
         energy = significant(summary["energy_per_request_j"])
         cards.append(_card("power", significant(summary["power_w"]["total"]), "W", f"{energy} J per request"))
@@ -226,9 +220,7 @@ def _capacity(summary: Json) -> str:
 
 def _outages(summary: Json) -> str:
     rows = [(o["slice"], significant(o["from_s"], 4), significant(o["to_s"], 4)) for o in summary["outages"]]
-    return (
-        "<h3>Slices out of service</h3>" + html_table(("slice", "from (s)", "to (s)"), rows) if rows else ""
-    )
+    return "<h3>Slices out of service</h3>" + html_table(("slice", "from (s)", "to (s)"), rows) if rows else ""
 
 
 def _money(summary: Json) -> str:
@@ -256,16 +248,12 @@ def _provenance(summary: Json) -> str:
     for kind in ("modelled", "published", "measured"):
         for entry in (entry for entry in entries if entry["kind"] == kind):
             more = "; ".join(entry[key] for key in ("where", "date", "notes") if key in entry)
-            source = escape(entry["source"]) + (
-                f'<br><span class="quiet">{escape(more)}</span>' if more else ""
-            )
+            source = escape(entry["source"]) + (f'<br><span class="quiet">{escape(more)}</span>' if more else "")
             lines.append(
                 f'<tr><td class="text">{escape(entry["what"])}</td>'
                 f'<td class="text"><span class="kind {kind}">{kind}</span></td><td class="text">{source}</td></tr>'
             )
-    counts = [
-        sum(entry["kind"] == kind for entry in entries) for kind in ("measured", "published", "modelled")
-    ]
+    counts = [sum(entry["kind"] == kind for entry in entries) for kind in ("measured", "published", "modelled")]
     text = f"{counts[0]} measured, {counts[1]} published, {counts[2]} modelled (assumed, not observed)."
     return f"<p>{text}</p>" + "".join([*lines, "</tbody></table></div>"])
 

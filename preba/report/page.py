@@ -97,9 +97,7 @@ def html_table(
     lines = [f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>']
     for place, row in enumerate(listed):
         mark = ' class="total"' if total_row and place == len(listed) - 1 else ""
-        lines.append(
-            f"<tr{mark}>" + "".join(cell("td", column, text) for column, text in enumerate(row)) + "</tr>"
-        )
+        lines.append(f"<tr{mark}>" + "".join(cell("td", column, text) for column, text in enumerate(row)) + "</tr>")
     return "\n".join([*lines, "</tbody></table></div>"])
 
 

@@ -230,9 +230,7 @@ def _stages(summary: Json) -> Plot:
     for axes in (stacked, single):
         axes.grid(visible=False, axis="y")
     handles, labels = stacked.get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=5, fontsize=8.5, frameon=False, labelcolor=INK
-    )
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8.5, frameon=False, labelcolor=INK)
     return Plot(
         "Where the time goes",
         "Left: the stages of a request's latency, of all requests and of the slowest hundredth; they add up. "
@@ -286,9 +284,7 @@ def _shade_time(axes: Axes, summary: Json, outages: Sequence[tuple[float, float]
         if end > begin:
             axes.axvspan(begin, end, color="#eeeeee", linewidth=0, zorder=0)
     for begin, end in outages:
-        axes.axvspan(
-            begin, end, facecolor="none", edgecolor=COLOURS[5], hatch="///", linewidth=0, alpha=0.5, zorder=0
-        )
+        axes.axvspan(begin, end, facecolor="none", edgecolor=COLOURS[5], hatch="///", linewidth=0, alpha=0.5, zorder=0)
     axes.set_xlim(0.0, duration_s)
 
 

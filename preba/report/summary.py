@@ -189,9 +189,7 @@ def _usage(result: RunResult, window: SteadyWindow, busy: _Busy) -> Json:
             "slices": dict(zip(distinct_names([unit.name for unit in result.slices]), shares, strict=True)),
             "slices_mean": sum(own) / len(own) if own else None,
         },
-        "queue_depth": {
-            name: float(integral_ns(stays, edges)[0]) / length_ns for name, stays in queues.items()
-        },
+        "queue_depth": {name: float(integral_ns(stays, edges)[0]) / length_ns for name, stays in queues.items()},
     }
 
 
@@ -203,7 +201,7 @@ def _money(
     found: Json = {"hardware": None, "power_w": power, "energy_per_request_j": None, "cost_efficiency": None}
     if context.hardware is None:
         return found, ()
-    cards = int(context.accelerator_used)
+    cards = context.accelerator_count
     drawn = power_of_run(
         context.hardware,
         stations=list(zip(result.stations, busy.stations, strict=True)),
@@ -267,9 +265,7 @@ def _provenance(sources: Sources) -> Json:
     found: list[Json] = []
     for what, origin in dict(sources).items():
         entry: Json = {"what": what, "kind": origin.kind, "source": origin.source}
-        entry |= {
-            name: value for name in ("where", "date", "notes") if (value := getattr(origin, name)) is not None
-        }
+        entry |= {name: value for name in ("where", "date", "notes") if (value := getattr(origin, name)) is not None}
         found.append(entry)
     return {
         "provenance": found,

@@ -99,9 +99,7 @@ def _latency(summary: Json) -> RenderableType:
     table.add_row("  offered (req/s)", significant(summary["offered_rps"], 4), "", "")
     goodput = summary["goodput"]
     if goodput is not None:
-        table.add_row(
-            "  within objective (req/s)", significant(goodput["rps"], 4), "", f"p99 {_verdict(goodput)}"
-        )
+        table.add_row("  within objective (req/s)", significant(goodput["rps"], 4), "", f"p99 {_verdict(goodput)}")
     for key, label in LATENCY_LABELS.items():
         table.add_row(f"latency {label} (ms)", *figure_cells(summary["latency_ms"][key], steady=steady))
     figures = [summary["throughput_rps"], *summary["latency_ms"].values()]
@@ -152,9 +150,7 @@ def _usage(summary: Json) -> Table:
         table.add_row(Text(f"preprocessing: {name}"), text)
     for name, share in usage["slices"].items():
         table.add_row(Text(f"slice {name}"), percent(share) if share is not None else "out of service")
-    table.add_row(
-        "batch size, per batch", f"{significant(batch['mean'])} over {scaled(batch['batches'])} batches"
-    )
+    table.add_row("batch size, per batch", f"{significant(batch['mean'])} over {scaled(batch['batches'])} batches")
     table.add_row("batch size, as a request sees it", significant(batch["mean_seen_by_request"]))
     labels = {"preprocessing": "for preprocessing", "batcher": "in the batcher", "formed": "for a slice"}
     for name, depth in queues.items():
@@ -187,9 +183,7 @@ def _origin(summary: Json) -> list[RenderableType]:
     if not kinds:
         return [_line("inputs: no provenance given", "yellow")]
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in ("measured", "published", "modelled"))
-    lines: list[RenderableType] = [
-        _line(f"inputs: {counts}; --json and the report list each with its source")
-    ]
+    lines: list[RenderableType] = [_line(f"inputs: {counts}; --json and the report list each with its source")]
     modelled = summary["modelled_inputs"]
     if modelled:
         shown = "; ".join(modelled[:3]) + (f"; and {len(modelled) - 3} more" if len(modelled) > 3 else "")
@@ -228,9 +222,7 @@ def comparison_table(
     return Group(*heading, table, *(_line(note, "dim") for note in _comparison_notes(runs, rows, baseline)))
 
 
-def _comparison_notes(
-    runs: Sequence[ComparisonEntry], rows: Sequence[Any], baseline: str | None
-) -> list[str]:
+def _comparison_notes(runs: Sequence[ComparisonEntry], rows: Sequence[Any], baseline: str | None) -> list[str]:
     if not runs:
         return ["nothing to compare"]
     saturated = all(run.saturated_rps is not None for run in runs)

@@ -97,8 +97,7 @@ def work_units(result: RunResult, station_index: int) -> list[Intervals]:
     mine = spans.station_index == station_index
     unit, start, released = spans.unit_index[mine], spans.start_ns[mine], spans.released_ns[mine]
     return [
-        disjoint(Intervals(start[unit == u], released[unit == u]))
-        for u in range(result.stations[station_index].units)
+        disjoint(Intervals(start[unit == u], released[unit == u])) for u in range(result.stations[station_index].units)
     ]
 
 

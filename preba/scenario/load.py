@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from preba.errors import ScenarioError
+from preba.errors import PrebaError, ScenarioError
 from preba.scenario.schema import Scenario
 from preba.strictfile import find_config, read_yaml, validate
 
@@ -52,6 +53,28 @@ def load_scenario(path: Path, overrides: Sequence[str] = ()) -> Scenario:
         root="scenario",
         context={"directory": path.parent},
     )
+
+
+@contextmanager
+def errors_located(path: Path) -> Iterator[None]:
+    """Adds file and line to errors that name a field but are found only when the scenario is resolved or run.
+
+    Parameters
+    ----------
+    path : Path
+        The scenario's file.
+    """
+    try:
+        yield
+    except PrebaError as error:
+        text = str(error)
+        named = re.match(r"scenario\.((?:\.?[A-Za-z_]\w*|\[\d+\])+)", text)
+        if named is None or f"({path}:" in text:
+            raise
+        _, lines = read_yaml(path, error=ScenarioError)
+        steps = tuple(str(step) for step in split_path(named[1]))
+        known = [steps[:count] for count in range(len(steps), 0, -1) if steps[:count] in lines]
+        raise type(error)(f"{text} ({path}:{lines[known[0]]})" if known else f"{text} ({path})") from error
 
 
 _STEP = re.compile(r"""\[(\d+)\]|\["([^"]+)"\]|\['([^']+)'\]|\.?([^.\[\]]+)""")

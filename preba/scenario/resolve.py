@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from preba.arrivals import ReplayArrivals
-from preba.errors import ScenarioError
+from preba.errors import MissingFileError, ScenarioError
 from preba.hardware import Hardware, HardwareConfig, resolve_hardware
 from preba.mig.catalogue import Device, load_device
 from preba.mig.placement import resolve_partition
@@ -161,22 +162,39 @@ def inline(scenario: Scenario, *, folder: Path) -> Scenario:
     The result needs no other file but recorded arrivals and sizes, and inlining it again changes nothing.
     """
     models = []
-    for model in scenario.models:
-        changes: dict[str, object] = {"profile": _profile(model.profile, folder)}
+    for index, model in enumerate(scenario.models):
+        with _named(f"scenario.models[{index}].profile"):
+            changes: dict[str, object] = {"profile": _profile(model.profile, folder)}
         if isinstance(model.arrivals, ReplayArrivals):
             changes["arrivals"] = model.arrivals.located(folder)
         if isinstance(model.sizes, EmpiricalSizes):
             changes["sizes"] = model.sizes.located(folder)
         models.append(model.model_copy(update=changes))
-    gpus = tuple(gpu.model_copy(update={"device": _device(gpu.device, folder)}) for gpu in scenario.gpus)
+    gpus = []
+    for index, gpu in enumerate(scenario.gpus):
+        with _named(f"scenario.gpus[{index}].device"):
+            gpus.append(gpu.model_copy(update={"device": _device(gpu.device, folder)}))
+    with _named("scenario.preprocessing"):
+        preprocessing = inline_costs(scenario.preprocessing, folder=folder)
+    with _named("scenario.hardware"):
+        hardware = HardwareConfig(use=resolve_hardware(scenario.hardware, folder=folder))
     return scenario.model_copy(
         update={
             "models": tuple(models),
-            "gpus": gpus,
-            "preprocessing": inline_costs(scenario.preprocessing, folder=folder),
-            "hardware": HardwareConfig(use=resolve_hardware(scenario.hardware, folder=folder)),
+            "gpus": tuple(gpus),
+            "preprocessing": preprocessing,
+            "hardware": hardware,
         }
     )
+
+
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Says which field of the scenario named a file that is not there."""
+    try:
+        yield
+    except MissingFileError as error:
+        raise MissingFileError(f"{where}: {error}") from error
 
 
 def _profile(given: str | LatencyProfile, folder: Path) -> LatencyProfile:

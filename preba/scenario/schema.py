@@ -46,7 +46,8 @@ class Gpu(StrictModel):
     """One or more equal GPUs and how each is partitioned.
 
     ``device`` names a file in configs/devices (or is one, or the device itself).
-    ``partition`` is ``"full"`` (MIG off), ``"7x1g.5gb"``, ``{profile: count}`` or a list of explicit placements ``["3g.20gb@4", ..]``.
+    ``partition`` is ``"full"`` (MIG off), ``"7x1g.5gb"``, ``{profile: count}`` or a list of explicit placements such as
+    ``["3g.20gb@4", "2g.10gb@0"]``.
     """
 
     device: str | Device
@@ -151,6 +152,10 @@ class Scenario(StrictModel):
         for name in ("gpus", "models"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: must list at least one")
+        if self.run.duration_s is not None and any(model.arrivals.kind == "closed_loop" for model in self.models):
+            raise ValueError(
+                "run.duration_s: a closed loop needs run.requests; a duration does not say how many to draw"
+            )
         names = [model.name for model in self.models]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

@@ -85,9 +85,7 @@ class Estimate:
         )
 
 
-def quantile_estimates(
-    values: npt.ArrayLike, qs: Sequence[float], *, sections: int = SECTIONS
-) -> tuple[Estimate, ...]:
+def quantile_estimates(values: npt.ArrayLike, qs: Sequence[float], *, sections: int = SECTIONS) -> tuple[Estimate, ...]:
     """Several percentiles of one sample with 95 % intervals, sorting it once.
 
     Parameters
@@ -256,9 +254,7 @@ def throughput_estimate(
     clustering = max(1.0, float(counts.var(ddof=1)) / mean) if mean else 1.0
     asked = VALUES_PER_SECTION * sections
     needed = math.ceil(max(asked, asked * clustering))
-    return replace(
-        ratio, value=rate_rps, enough=times.size >= needed, samples=int(times.size), samples_needed=needed
-    )
+    return replace(ratio, value=rate_rps, enough=times.size >= needed, samples=int(times.size), samples_needed=needed)
 
 
 def _check_sections(sections: int) -> None:
@@ -286,9 +282,7 @@ def _quantile(parts: npt.NDArray[np.float64], q: float, value: float, n: int) ->
     trials = length * share * (1.0 - share)
     clustering = max(1.0, float(beyond.var(ddof=1)) / trials) if trials > 0 else 1.0
     looks = n * min(q, 1.0 - q) / clustering
-    return _with_interval(
-        value, parts[:, _rank(q, length)], n, looks=looks, asked=TAIL_EVENTS_PER_SECTION * sections
-    )
+    return _with_interval(value, parts[:, _rank(q, length)], n, looks=looks, asked=TAIL_EVENTS_PER_SECTION * sections)
 
 
 def _with_interval(

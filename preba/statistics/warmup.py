@@ -90,9 +90,7 @@ def mser5_index(values: npt.ArrayLike) -> int | None:
     return 5 * int(np.argmin(error))
 
 
-def warmup_cut(
-    arrival_ns: npt.ArrayLike, latency_ns: npt.ArrayLike, *, requested_ns: int | None = None
-) -> WarmupCut:
+def warmup_cut(arrival_ns: npt.ArrayLike, latency_ns: npt.ArrayLike, *, requested_ns: int | None = None) -> WarmupCut:
     """Decides which requests at the start of a run its statistics leave out.
 
     Parameters
@@ -139,9 +137,7 @@ def warmup_cut(
         reason = "the default rule"
     time_ns = int(arrivals[min(index, n - 1)]) if n else 0
     steady = not _drifts(latencies[index:])
-    return WarmupCut(
-        index, time_ns, mser, steady, _warmup_text(index, n, time_ns, reason, mser, steady=steady)
-    )
+    return WarmupCut(index, time_ns, mser, steady, _warmup_text(index, n, time_ns, reason, mser, steady=steady))
 
 
 def _drifts(kept: npt.NDArray[np.float64]) -> bool:

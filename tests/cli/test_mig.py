@@ -89,9 +89,7 @@ def test_mig_plan_prints_commands_on_one_line_each() -> None:
 def test_mig_plan_writes_a_mig_parted_file_that_reads_back_and_plans(tmp_path: Path) -> None:
     """--mig-parted writes a file; read lists it, and plan takes FILE:LABEL."""
     file = tmp_path / "out.yaml"
-    first = json.loads(
-        invoke("plan", "H100-SXM5-80GB", "3g+2g+2x1g.10gb", "--json", "--mig-parted", str(file))
-    )
+    first = json.loads(invoke("plan", "H100-SXM5-80GB", "3g+2g+2x1g.10gb", "--json", "--mig-parted", str(file)))
     assert "H100-SXM5-80GB" in invoke("read", str(file))
     read = json.loads(invoke("read", str(file), "--json"))
     assert read["kind"] == "mig-parted"
@@ -103,9 +101,7 @@ def test_mig_plan_writes_a_mig_parted_file_that_reads_back_and_plans(tmp_path: P
         invoke("plan", "A100-40GB", f"{file}:current")
 
 
-@pytest.mark.parametrize(
-    "file", ["a30-driver-535.txt", "h100-nvl-two-gpus.txt", "rtx-pro-6000-driver-610.txt"]
-)
+@pytest.mark.parametrize("file", ["a30-driver-535.txt", "h100-nvl-two-gpus.txt", "rtx-pro-6000-driver-610.txt"])
 def test_mig_read_recognises_listings_and_compares_them(file: str) -> None:
     """An nvidia-smi listing is recognised, shown and found to agree with its device."""
     assert "agrees with it" in invoke("read", str(LISTINGS / file))
@@ -141,9 +137,7 @@ def test_mig_read_recognises_placements_alone(tmp_path: Path) -> None:
         (["read", "."], FormatError, "not a text file"),
     ],
 )
-def test_mig_wrong_input_is_one_clear_error(
-    arguments: list[str], error: type[PrebaError], message: str
-) -> None:
+def test_mig_wrong_input_is_one_clear_error(arguments: list[str], error: type[PrebaError], message: str) -> None:
     """Wrong names, impossible partitions and unreadable files are errors of the tree, told in one line."""
     with pytest.raises(error) as caught:
         invoke(*arguments)

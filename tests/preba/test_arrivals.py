@@ -225,9 +225,7 @@ def test_rate_change_at_start_and_twice_at_once_the_later_counts() -> None:
     more=st.integers(0, 4000),
     changed=st.booleans(),
 )
-def test_longer_horizon_only_appends(
-    data: dict[str, Any], seed: int, few: int, more: int, changed: bool
-) -> None:
+def test_longer_horizon_only_appends(data: dict[str, Any], seed: int, few: int, more: int, changed: bool) -> None:
     """A longer trace begins with the shorter one; times ascend; a duration cuts where a count would not."""
     changes = CHANGES if changed else ()
     short = draw(data, seed=seed, changes=changes, requests=few)
@@ -254,9 +252,7 @@ def test_time_warps_invert_their_mass(seed: int, amplitude: float, phase: float,
     path = StatePath(np.array([2e-6, 0.0, 1e-7]), np.array([1e6, 3e6, 5e5]), cyclic=False, rng=rng)
     sine = SinusoidalRate(mean_per_ns=1e-6, amplitude=amplitude, period_ns=1e9, phase_ns=phase * 1e9)
     for rate in (ConstantRate(1e-6), sine, path):
-        warp = ChangedRate(
-            rate, [RateChange(10**8, factor), RateChange(10**9, 0.0), RateChange(2 * 10**9, 1.0)]
-        )
+        warp = ChangedRate(rate, [RateChange(10**8, factor), RateChange(10**9, 0.0), RateChange(2 * 10**9, 1.0)])
         mass = np.sort(rng.random(50)) * 3000.0
         times = warp.times_at(mass)
         assert (np.diff(times) >= 0).all()
@@ -315,9 +311,7 @@ def test_senseless_arrivals_are_refused(data: dict[str, Any]) -> None:
         parse(data)
 
 
-@pytest.mark.parametrize(
-    "horizon", [{}, {"requests": 1, "duration_ns": 1}, {"requests": 0}, {"duration_ns": -1}]
-)
+@pytest.mark.parametrize("horizon", [{}, {"requests": 1, "duration_ns": 1}, {"requests": 0}, {"duration_ns": -1}])
 def test_horizon_is_one_positive_extent(horizon: dict[str, int]) -> None:
     """A horizon is a positive number of requests or a positive duration, never both or neither."""
     with pytest.raises(TraceError):

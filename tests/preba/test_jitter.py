@@ -41,10 +41,7 @@ def test_factors_have_mean_one_and_the_cv_asked_for(data: dict[str, Any]) -> Non
     means = parts.mean(axis=1)
     assert abs(means.mean() - 1.0) <= t * means.std(ddof=1)
     cvs = parts.std(axis=1, ddof=1)  # about the true mean 1, so no ratio bias
-    assert (
-        abs(np.mean(cvs) - parse(data).factor_cv())
-        <= t * np.std(cvs, ddof=1) + 1e-3 * parse(data).factor_cv()
-    )
+    assert abs(np.mean(cvs) - parse(data).factor_cv()) <= t * np.std(cvs, ddof=1) + 1e-3 * parse(data).factor_cv()
 
 
 @pytest.mark.parametrize(

@@ -57,9 +57,7 @@ def test_audio_time_knee_stays_while_batch_knee_falls(model: str) -> None:
 
 
 @given(curves, st.floats(0.01, 0.99))
-def test_every_doubling_up_to_the_knee_pays_and_the_next_does_not(
-    curve: dict[int, float], gain: float
-) -> None:
+def test_every_doubling_up_to_the_knee_pays_and_the_next_does_not(curve: dict[int, float], gain: float) -> None:
     """The knee is reached by doublings that each gain enough, and stops at the first that does not."""
     found = find_knee(curve, gain=gain)
     rates = {batch: batch / time for batch, time in curve.items()}

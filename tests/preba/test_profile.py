@@ -197,9 +197,7 @@ def test_image_profile_repeats_itself_over_lengths() -> None:
     batch=st.integers(1, 64),
     length_s=st.floats(0.5, 30),
 )
-def test_closed_form_is_its_formula(
-    floor: float, slope: float, offset: float, batch: int, length_s: float
-) -> None:
+def test_closed_form_is_its_formula(floor: float, slope: float, offset: float, batch: int, length_s: float) -> None:
     """Tau = max(L, a/g**e * b * len/ref + c), rounded to a nanosecond."""
     form = {
         "floor_ms": floor,

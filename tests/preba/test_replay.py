@@ -29,15 +29,9 @@ def put(folder: Path, name: str, text: str) -> Path:
     return path
 
 
-def play(
-    path: Path, *, changes: tuple[RateChange, ...] = (), horizon: dict[str, int], **data: Any
-) -> list[int]:
-    config = TypeAdapter(ArrivalsConfig).validate_json(
-        json.dumps({"kind": "replay", "file": str(path), **data})
-    )
-    times = draw_arrivals(
-        config, rng=np.random.default_rng(0), horizon=Horizon(**horizon), rate_changes=changes
-    )
+def play(path: Path, *, changes: tuple[RateChange, ...] = (), horizon: dict[str, int], **data: Any) -> list[int]:
+    config = TypeAdapter(ArrivalsConfig).validate_json(json.dumps({"kind": "replay", "file": str(path), **data}))
+    times = draw_arrivals(config, rng=np.random.default_rng(0), horizon=Horizon(**horizon), rate_changes=changes)
     return times.tolist()
 
 

@@ -97,10 +97,7 @@ def test_imagenet_sizes_are_the_modelled_lognormal() -> None:
     assert stats.kstest((np.log(sizes) - (math.log(110_000) - 0.125)) / 0.5, "norm").pvalue > 0.001
     provenance = parse({"kind": "jpeg", "dataset": "imagenet"}).provenance()
     assert provenance.kind == "modelled"
-    assert (
-        load_jpeg_workload("imagenet").mean_kb * 1000
-        == parse({"kind": "jpeg", "dataset": "imagenet"}).mean_size()
-    )
+    assert load_jpeg_workload("imagenet").mean_kb * 1000 == parse({"kind": "jpeg", "dataset": "imagenet"}).mean_size()
 
 
 @pytest.mark.parametrize(
@@ -168,9 +165,7 @@ def test_listed_lengths_come_from_parquet_too(tmp_path: Path) -> None:
         ("kb\n", TraceError, "lists no sizes"),
     ],
 )
-def test_bad_lists_of_sizes_name_the_line(
-    tmp_path: Path, text: str, error: type[Exception], message: str
-) -> None:
+def test_bad_lists_of_sizes_name_the_line(tmp_path: Path, text: str, error: type[Exception], message: str) -> None:
     """A wrong line in a list of sizes is named with its value."""
     file = tmp_path / "sizes.csv"
     file.write_text(text)

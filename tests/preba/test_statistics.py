@@ -407,9 +407,7 @@ def test_warmup_of_level_and_straight_runs_is_judged_without_noise() -> None:
         (lambda: mean_estimate(range(50)).scaled(0.0), ScenarioError, "factor: must be > 0, got 0.0"),
     ],
 )
-def test_statistics_refuse_senseless_input(
-    call: Callable[[], object], error: type[Exception], message: str
-) -> None:
+def test_statistics_refuse_senseless_input(call: Callable[[], object], error: type[Exception], message: str) -> None:
     """What cannot be estimated is refused with the parameter's name, its value and what is allowed."""
     with pytest.raises(error, match=message):
         call()

@@ -103,9 +103,7 @@ def test_same_seed_gives_the_same_trace() -> None:
 def test_one_quantity_never_changes_another(change: dict[str, Any], columns: set[str]) -> None:
     """Changing how one quantity is drawn leaves every other column bit for bit the same."""
     base: dict[str, Any] = {"arrivals": poisson(100), "sizes": IMAGES}
-    assert (
-        differing(draw(spec(**base), requests=500), draw(spec(**{**base, **change}), requests=500)) == columns
-    )
+    assert differing(draw(spec(**base), requests=500), draw(spec(**{**base, **change}), requests=500)) == columns
 
 
 def test_the_two_jitters_have_streams_of_their_own() -> None:
@@ -117,9 +115,7 @@ def test_the_two_jitters_have_streams_of_their_own() -> None:
 
 def test_streams_are_all_different() -> None:
     """No two (seed, model, quantity) share a stream, and the numbers in the key never change."""
-    firsts = {
-        stream(seed, model, name).random() for seed in range(3) for model in range(3) for name in STREAMS
-    }
+    firsts = {stream(seed, model, name).random() for seed in range(3) for model in range(3) for name in STREAMS}
     assert len(firsts) == 9 * len(STREAMS)
     assert STREAMS == {
         "arrivals": 0,
@@ -215,12 +211,7 @@ def test_rate_changes_reach_only_their_model() -> None:
     assert (bent.model_index == 1).sum() < 0.7 * (plain.model_index == 1).sum()
     everyone = draw(*specs, requests=300, changes=(RateChange(0, 2.0),))
     unchanged = draw(*specs, requests=300)
-    assert (
-        np.abs(
-            2 * rows_of(everyone, 0)["scheduled_ns"][:90] - rows_of(unchanged, 0)["scheduled_ns"][:90]
-        ).max()
-        <= 1
-    )
+    assert np.abs(2 * rows_of(everyone, 0)["scheduled_ns"][:90] - rows_of(unchanged, 0)["scheduled_ns"][:90]).max() <= 1
 
 
 def test_requests_are_rows_as_plain_values() -> None:

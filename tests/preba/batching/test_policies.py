@@ -104,9 +104,7 @@ def test_late_batch_respects_the_limit_of_the_slice_that_takes_it() -> None:
 
 def test_longest_idle_choice_takes_turns() -> None:
     """The slice idle for longest is served first when so configured."""
-    state = new_state(
-        s.KIND_LATE, batch_max=(1,), consumers=2, settings_={s.S_CONSUMER_CHOICE: s.CHOICE_LONGEST_IDLE}
-    )
+    state = new_state(s.KIND_LATE, batch_max=(1,), consumers=2, settings_={s.S_CONSUMER_CHOICE: s.CHOICE_LONGEST_IDLE})
     up(state)
     offer(state, 1, 0)
     assert take(state, 1) == [(0, [0])]
@@ -210,9 +208,7 @@ def test_preba_open_batch_goes_on_filling_while_every_slice_is_busy() -> None:
 
 def test_preba_last_emission_timer_restarts_at_each_emission() -> None:
     """The queue's own clock ticks every delay after its last emission."""
-    state = new_state(
-        s.KIND_BUCKET, batch_max=(2,), delay_ms=10, settings_={s.S_TIMER: s.TIMER_LAST_EMISSION}
-    )
+    state = new_state(s.KIND_BUCKET, batch_max=(2,), delay_ms=10, settings_={s.S_TIMER: s.TIMER_LAST_EMISSION})
     offer(state, 3 * MS, 0)
     offer(state, 4 * MS, 1)  # full: emitted at 4 ms
     offer(state, 9 * MS, 2)

@@ -53,11 +53,7 @@ class SimulatedDriver:
         (profile,) = [p for p in self.device.profiles if selector in {str(p.profile_id), p.name}]
         starts = self._starts(profile.name)
         assert starts, f"insufficient resources for {wanted}"
-        start = (
-            int(start_text)
-            if start_text
-            else max(starts, key=lambda s: (self._open_after(profile.name, s), -s))
-        )
+        start = int(start_text) if start_text else max(starts, key=lambda s: (self._open_after(profile.name, s), -s))
         assert start in starts, f"{wanted} cannot be placed"
         self._hold(profile.name, start)
 

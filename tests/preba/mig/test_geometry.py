@@ -80,9 +80,7 @@ def _brute_force(device: Device, profiles: list) -> set[frozenset[tuple[str, int
 def test_maximal_placements_agree_with_trying_every_subset() -> None:
     """The search finds exactly the maximal sets that brute force over all subsets of the A100's spots finds."""
     plain = list(A100.plain_profiles())
-    found = {
-        frozenset((e.profile.name, e.start) for e in placed) for placed in maximal_placements(A100, plain)
-    }
+    found = {frozenset((e.profile.name, e.start) for e in placed) for placed in maximal_placements(A100, plain)}
     assert found == _brute_force(A100, plain)
 
 
@@ -156,9 +154,7 @@ def test_solve_finds_nothing_where_nothing_is() -> None:
         (RTX, ["2g.48gb", "1g.24gb", "1g.24gb"], [0, 6, 9]),  # driver 610.43.02
     ],
 )
-def test_modelled_driver_places_as_published_listings_show(
-    device: Device, names: list[str], starts: list[int]
-) -> None:
+def test_modelled_driver_places_as_published_listings_show(device: Device, names: list[str], starts: list[int]) -> None:
     """Told no starts, the modelled driver lands where nvidia-smi mig -lgi showed real ones to land."""
     placed = driver_replay(device, named(device, *names))
     assert placed is not None
@@ -186,9 +182,7 @@ def test_media_extensions_of_any_kind_go_to_one_slice() -> None:
     )
     assert not conflicts(A30, [first])
     assert not conflicts(A30, [second])
-    assert conflicts(A30, [first, second]) == [
-        "1g.6gb+me and 2g.12gb+me: only one slice can have the media extensions"
-    ]
+    assert conflicts(A30, [first, second]) == ["1g.6gb+me and 2g.12gb+me: only one slice can have the media extensions"]
 
 
 def test_profile_is_used_no_oftener_than_its_maximum() -> None:

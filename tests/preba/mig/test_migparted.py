@@ -18,9 +18,7 @@ from preba.mig.placement import Partition, resolve_partition
 A100 = load_device("A100-40GB")
 H100 = load_device("H100-SXM5-80GB")
 DEVICES = [load_device(name) for name in device_names()]
-MAXIMAL = {
-    device.name: maximal_placements(device, device.plain_profiles(double_memory=True)) for device in DEVICES
-}
+MAXIMAL = {device.name: maximal_placements(device, device.plain_profiles(double_memory=True)) for device in DEVICES}
 
 FILE = """\
 version: v1
@@ -123,9 +121,7 @@ def test_mig_parted_label_gives_the_partition_of_each_kind_of_gpu(tmp_path: Path
         ("mig-enabled: false", "mig-enabled: no way", "mig-enabled"),
     ],
 )
-def test_mig_parted_file_that_is_wrong_is_refused(
-    tmp_path: Path, before: str, after: str, message: str
-) -> None:
+def test_mig_parted_file_that_is_wrong_is_refused(tmp_path: Path, before: str, after: str, message: str) -> None:
     """What nvidia-mig-parted refuses is refused here, with the field, and the file where it is known."""
     assert before in FILE
     path = _file(tmp_path, FILE.replace(before, after, 1))
@@ -179,9 +175,7 @@ def test_mig_parted_text_of_one_partition_is_what_export_writes() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
-def test_mig_parted_round_trip_keeps_every_count(
-    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_mig_parted_round_trip_keeps_every_count(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Partitions written and read again are the same counts on the same GPUs."""
     device = data.draw(st.sampled_from(DEVICES))
     chosen = data.draw(st.lists(st.sampled_from(MAXIMAL[device.name]), min_size=1, max_size=4))
@@ -202,6 +196,4 @@ def test_mig_parted_round_trip_keeps_every_count(
 def test_mig_parted_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     """A path that cannot be written is an error that names it."""
     with pytest.raises(OutputError, match="nowhere"):
-        write_mig_parted(
-            tmp_path / "nowhere" / "x.yaml", {"current": [resolve_partition(A100, "7g", where="t")]}
-        )
+        write_mig_parted(tmp_path / "nowhere" / "x.yaml", {"current": [resolve_partition(A100, "7g", where="t")]})

@@ -17,9 +17,7 @@ A100 = load_device("A100-40GB")
 DEVICES = [load_device(name) for name in device_names()]
 WHERE = "scenario.gpus[0].partition"
 
-MAXIMAL = {
-    device.name: maximal_placements(device, device.plain_profiles(double_memory=True)) for device in DEVICES
-}
+MAXIMAL = {device.name: maximal_placements(device, device.plain_profiles(double_memory=True)) for device in DEVICES}
 
 
 def labels(spec: object, device: Device = A100) -> list[str]:

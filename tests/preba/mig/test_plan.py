@@ -90,9 +90,7 @@ def test_plan_says_that_a_3g_on_the_left_strands_a_compute_slice() -> None:
     assert plan.leftover.free_compute_slices == 4
     assert plan.leftover.stranded_compute_slices == 1
     assert plan.create_in_order is None
-    assert any(
-        "lost under 3g.20gb@0" in note and "fewer are lost with 3g.20gb@4" in note for note in plan.notes
-    )
+    assert any("lost under 3g.20gb@0" in note and "fewer are lost with 3g.20gb@4" in note for note in plan.notes)
     assert plan_of("3g.20gb@4").leftover.stranded_compute_slices == 0
 
 

@@ -84,8 +84,7 @@ def build_run(
         ),
         stations=(StationFacts("cpu", "cpu", cores, 0.9),),
         slices=tuple(
-            SliceFacts(f"gpu0/1g.5gb@{k}", 0, "1g.5gb", 1, 0 if len(models) == 1 else None)
-            for k in range(slices)
+            SliceFacts(f"gpu0/1g.5gb@{k}", 0, "1g.5gb", 1, 0 if len(models) == 1 else None) for k in range(slices)
         ),
         models=models,
         end_ns=int(columns["completed_ns"].max()) if count else 0,

@@ -44,9 +44,7 @@ def test_trace_shows_every_visit_and_every_batch(make_run: Run, tmp_path: Path) 
     assert len(batches) == len({int(b) for b in result.records.batch_id})
     spans, records = result.spans, result.records
     starts = {(round(e["ts"] * 1000), round(e["dur"] * 1000)) for e in visits}
-    assert starts == set(
-        zip(spans.start_ns.tolist(), (spans.released_ns - spans.start_ns).tolist(), strict=True)
-    )
+    assert starts == set(zip(spans.start_ns.tolist(), (spans.released_ns - spans.start_ns).tolist(), strict=True))
     lengths = records.execution_end_ns - records.execution_start_ns
     assert {(round(e["ts"] * 1000), round(e["dur"] * 1000)) for e in batches} == set(
         zip(records.execution_start_ns.tolist(), lengths.tolist(), strict=True)

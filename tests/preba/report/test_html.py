@@ -71,9 +71,7 @@ def test_page_escapes_whatever_comes_from_outside(make_run: Run, make_context: C
     """Names, texts and warnings with HTML, formulas or underscores in them appear as they are."""
     result = make_run(400, models=(NASTY, "_hidden"))
     result = replace(result, slices=(SliceFacts(NASTY, 0, "1g.5gb", 1, 0), *result.slices[1:]))
-    context = make_context(
-        scenario_name=NASTY, description=NASTY, scenario_text=f"name: {NASTY}", warnings=(NASTY,)
-    )
+    context = make_context(scenario_name=NASTY, description=NASTY, scenario_text=f"name: {NASTY}", warnings=(NASTY,))
     text = render_html(result, context, summarise(result, context))
     assert "<script" not in text
     page = _Page(text)

@@ -148,9 +148,7 @@ def test_utilization_is_busy_time_over_available_time(make_run: Run, make_contex
     """An outage shortens the time that a slice is available, and a core's usable share scales what is shown."""
     plain = summarise(make_run(), make_context())["utilization"]
     records = make_run().records
-    idle = RunResult(
-        **{**make_run().__dict__, "outages": ((0, 0, make_run().end_ns // 2),), "records": records}
-    )
+    idle = RunResult(**{**make_run().__dict__, "outages": ((0, 0, make_run().end_ns // 2),), "records": records})
     shortened = summarise(idle, make_context())["utilization"]
     assert shortened["slices"]["gpu0/1g.5gb@0"] > 1.5 * plain["slices"]["gpu0/1g.5gb@0"]
     assert shortened["slices"]["gpu0/1g.5gb@1"] == plain["slices"]["gpu0/1g.5gb@1"]
@@ -159,9 +157,7 @@ def test_utilization_is_busy_time_over_available_time(make_run: Run, make_contex
     assert 0.45 < plain["preprocessing_taken"]["cpu"] < 0.55
 
 
-def test_throughput_comes_from_the_window_before_the_queues_drain(
-    make_run: Run, make_context: Context
-) -> None:
+def test_throughput_comes_from_the_window_before_the_queues_drain(make_run: Run, make_context: Context) -> None:
     """In an overload the rate is what the server manages while requests still arrive, not the arrivals' own."""
     result = make_run(4000, slices=1, batch=4, gap_ms=0.5)
     summary = summarise(result, make_context())
@@ -256,7 +252,7 @@ def test_power_and_cost_follow_the_hardware(make_run: Run, make_context: Context
     rate = summary["throughput_rps"]["value"]
     assert summary["energy_per_request_j"] == pytest.approx(power["total"] / rate)
     assert power["accelerator"] == 0
-    with_card = summarise(result, make_context(accelerator_used=True))
+    with_card = summarise(result, make_context(accelerator_count=1))
     assert with_card["power_w"]["accelerator"] > 0
     assert with_card["cost_efficiency"]["capex_usd"] > summary["cost_efficiency"]["capex_usd"]
     assert with_card["cost_efficiency"]["requests_per_usd"] < summary["cost_efficiency"]["requests_per_usd"]

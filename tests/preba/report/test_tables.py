@@ -69,7 +69,7 @@ def test_summary_table_fits_and_keeps_its_numbers(make_run: Run, make_context: C
     """At 80 columns no line is wider, nothing is cut short, and the headline numbers are there in full."""
     summary = summarise(
         make_run(models=("resnet50", "bert-with-a-very-long-name"), refuse_every=50),
-        make_context(slo_p99_ms=(20.0, 30.0), accelerator_used=True),
+        make_context(slo_p99_ms=(20.0, 30.0), accelerator_count=1),
     )
     text = _text(summary_table(summary), width)
     assert max(map(len, text.splitlines())) <= width

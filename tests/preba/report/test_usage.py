@@ -30,15 +30,11 @@ def _open_at(intervals: Intervals, moment: int) -> int:
 
 
 @given(spans, st.integers(0, 20), st.integers(1, 15), st.integers(1, 6))
-def test_integral_counts_every_nanosecond(
-    pairs: list[tuple[int, int]], first: int, width: int, bins: int
-) -> None:
+def test_integral_counts_every_nanosecond(pairs: list[tuple[int, int]], first: int, width: int, bins: int) -> None:
     """The integral over a bin is the number of open intervals, summed over the bin's nanoseconds."""
     intervals = _intervals(pairs)
     edges = np.array([first + width * k for k in range(bins + 1)], dtype=np.int64)
-    counted = [
-        sum(_open_at(intervals, t) for t in range(a, b)) for a, b in itertools.pairwise(edges.tolist())
-    ]
+    counted = [sum(_open_at(intervals, t) for t in range(a, b)) for a, b in itertools.pairwise(edges.tolist())]
     np.testing.assert_allclose(integral_ns(intervals, edges), counted, atol=1e-9)
 
 
