@@ -55,10 +55,10 @@ def stage_loads(model: SimModel, model_names: Sequence[str], duration_ns: int) -
     Returns
     -------
     list of StageLoad
-        Empty when the trace is empty or a closed loop drives the scenario (it cannot overload itself).
+        Without what closed loops drive, which cannot overload itself: their slices, and stations they visit.
     """
     count = len(model.trace)
-    if count == 0 or duration_ns <= 0 or any(model.outstanding):
+    if count == 0 or duration_ns <= 0:
         return []
     loads = _station_loads(model, duration_ns) + _slice_loads(model, model_names, duration_ns)
     return sorted(loads, key=lambda stage: -stage.load)
@@ -70,7 +70,8 @@ def _station_loads(model: SimModel, duration_ns: int) -> list[StageLoad]:
     for index, station in enumerate(model.preprocessing.stations):
         visiting = np.array([index in route for route in model.preprocessing.routes])[owner]
         visits = int(visiting.sum())
-        if visits == 0:
+        closed = any(model.outstanding[m] and index in route for m, route in enumerate(model.preprocessing.routes))
+        if visits == 0 or closed:
             continue
         work_ns = float(station.occupancy_ns[visiting].mean()) + station.launch_ns / station.batch_max
         loads.append(
@@ -87,7 +88,7 @@ def _slice_loads(model: SimModel, model_names: Sequence[str], duration_ns: int) 
     loads: list[StageLoad] = []
     for model_index, servers in enumerate(model.model_servers):
         mine = np.flatnonzero(model.trace.model_index == model_index)
-        if len(mine) == 0:
+        if len(mine) == 0 or model.outstanding[model_index]:
             continue
         capacity = sum(_server_capacity_rps(model, model.servers[server], mine) for server in servers)
         loads.append(

@@ -15,6 +15,7 @@ from preba.mig.catalogue import Device, load_device
 from preba.preprocessing import CpuCosts, DaliCosts, DpuRates, load_costs
 from preba.scenario.resolve import ResolvedScenario, resolve
 from preba.scenario.schema import Scenario
+from preba.units import ns_from_ms
 from sim.run import Simulation, simulate
 
 PROVENANCE = {"kind": "modelled", "source": "made up for a test"}
@@ -78,6 +79,13 @@ class Toy:
         """A model with small images, not batched."""
         common = {"name": "toy", "sizes": {"kind": "constant", "jpeg_kb": 100}, "batcher": {"kind": "none"}}
         return {**common, "profile": profile, "arrivals": arrivals, **fields}
+
+    def arrivals_at(self, folder: Path, times_ms: Sequence[float]) -> dict[str, Any]:
+        """Arrivals at exactly these times, and one much later that a run of so many requests is too short for."""
+        path = folder / "times.csv"
+        times = [*times_ms, times_ms[-1] + 1000]
+        path.write_text("time_ns\n" + "\n".join(str(ns_from_ms(at)) for at in times) + "\n")
+        return {"kind": "replay", "file": str(path), "format": "csv", "column": "time_ns", "unit": "ns"}
 
     def scenario(
         self, models: Sequence[Mapping[str, Any]], *, requests: int = 1000, partition: Any = "full", **fields: Any

@@ -122,7 +122,8 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise ScenarioError(f"--set {override}: value is not valid YAML: {error}") from error
+        reason = getattr(error, "problem", None) or "cannot be read"
+        raise ScenarioError(f"--set {override}: value is not valid YAML: {reason}") from error
     steps = split_path(path.strip())
     target: Any = data
     for depth, step in enumerate(steps):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from preba.arrivals import ArrivalsConfig
 from preba.batchers import BatcherConfig, NoBatching
@@ -20,9 +20,6 @@ from preba.sizes import SizesConfig
 from preba.strict import StrictModel
 
 SCHEMA_VERSION = 1
-
-AT_LEAST_ONE: dict[str, JsonValue] = {"minItems": 1}
-"""Checked by the scenario itself: pydantic's own length check would complain about every item that is wrong again."""
 
 
 class Run(StrictModel):
@@ -140,22 +137,17 @@ class Scenario(StrictModel):
     description: str = ""
     seed: NonNegativeInt = 1
     run: Run
-    gpus: Annotated[tuple[Gpu, ...], Field(json_schema_extra=AT_LEAST_ONE)]
+    gpus: Annotated[tuple[Gpu, ...], Field(min_length=1)]
     server: Server = Server()
     preprocessing: PreprocessingConfig = NoPreprocessing(kind="none")
-    models: Annotated[tuple[Model, ...], Field(json_schema_extra=AT_LEAST_ONE)]
+    models: Annotated[tuple[Model, ...], Field(min_length=1)]
     events: tuple[Event, ...] = ()
     hardware: HardwareConfig = HardwareConfig()
 
     @model_validator(mode="after")
     def _distinct_names(self) -> Scenario:
-        for name in ("gpus", "models"):
-            if not getattr(self, name):
-                raise ValueError(f"{name}: must list at least one")
         if self.run.duration_s is not None and any(model.arrivals.kind == "closed_loop" for model in self.models):
-            raise ValueError(
-                "run.duration_s: a closed loop needs run.requests; a duration does not say how many to draw"
-            )
+            raise ValueError("run.duration_s: says not how many requests a closed loop makes; give run.requests")
         names = [model.name for model in self.models]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

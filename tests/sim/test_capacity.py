@@ -196,6 +196,16 @@ def test_closed_loop_is_never_called_overloaded(toy: Any) -> None:
     assert simulation.warnings == ()
 
 
+def test_overload_is_found_beside_a_closed_loop(toy: Any) -> None:
+    """A closed loop on other slices hides nobody's overload; stations that it visits are left out."""
+    data = base(toy, rate_rps=2000.0)
+    busy = {**data["models"][0], "slices": [0]}
+    loop = {**busy, "name": "loop", "slices": [1, 2], "arrivals": {"kind": "closed_loop", "outstanding": 4}}
+    simulation = toy.run({**data, "models": [busy, loop], "preprocessing": toy.cpu(2, 100.0)})
+    assert [stage.stage for stage in simulation.loads] == ["slices of toy"]
+    assert "Bottleneck is slices of toy: " in simulation.warnings[0]
+
+
 def test_stage_without_capacity_has_infinite_load() -> None:
     """A stage that can serve nothing is infinitely loaded, not a division by zero."""
     assert StageLoad("x", 1.0, 0.0).load == float("inf")

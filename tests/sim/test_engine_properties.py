@@ -97,9 +97,11 @@ def tritons(draw: st.DrawFn) -> dict[str, Any]:
     regime = draw(st.sampled_from(["prefetch", "policy", "levels", "rate"]))
     if regime == "prefetch":
         config["preserve_ordering"] = draw(st.booleans())
+        config["quirks"] = {"ordering_regression": draw(st.sampled_from([None, False]))}
     elif regime == "policy":
         action = draw(st.sampled_from(["REJECT", "DELAY"]))
         policy = {"timeout_action": action, "default_timeout_us": draw(st.sampled_from([0, 5000]))}
+        policy["allow_timeout_override"] = draw(st.booleans())
         config["default_queue_policy"] = {**policy, "max_queue_size": draw(st.sampled_from([0, 4]))}
     elif regime == "levels":
         config["priority_levels"] = 2
@@ -137,6 +139,8 @@ def models(draw: st.DrawFn, toy: Any, name: str, modality: str) -> dict[str, Any
         profile = toy.profile(IMAGE_TABLE, **fields)
         sizes = {"kind": "lognormal", "mean_kb": 100, "sigma": 0.5}
     config: dict[str, Any] = {"name": name, "sizes": sizes, "batcher": draw(batchers())}
+    if config["batcher"].get("default_queue_policy", {}).get("allow_timeout_override"):
+        config["timeout_ms"] = draw(st.sampled_from([0.0, 2.0, 6.0]))
     if config["batcher"].get("priority_levels"):
         config["priority_shares"] = {"1": 1, "2": 3}
     largest = config["batcher"].get("max_batch_size") or config["batcher"].get("batch_max") or 1
@@ -177,6 +181,8 @@ def scenarios(draw: st.DrawFn, toy: Any) -> dict[str, Any]:
     for _ in range(draw(st.integers(0, 3))):
         happening = draw(st.sampled_from(["slice_fails", "slice_returns"]))
         events.append({"kind": happening, "at_s": draw(failing), "slice": draw(st.sampled_from(free))})
+    if any(model["arrivals"]["kind"] != "closed_loop" for model in served) and draw(st.booleans()):
+        events.append({"kind": "rate_changes", "at_s": draw(failing), "factor": draw(st.sampled_from([0.5, 3.0]))})
     overheads = draw(st.sampled_from([{}, {"frontend_us": 100, "turnaround_us": 300, "response_us": 50}]))
     server = {
         "topology": draw(st.sampled_from(["central", "per_slice"])),
@@ -258,6 +264,28 @@ def check_batches(records: Records, resolved: ResolvedScenario) -> None:
         assert all(first[1] <= second[0] for first, second in itertools.pairwise(spans))
 
 
+def check_buckets(records: Records, resolved: ResolvedScenario, simulation: Simulation) -> None:
+    """PREBA: no batch over the Batch_max of its longest input, merging within reach, FIFO in a bucket."""
+    model = build_model(resolved, simulation.trace)
+    for served in resolved.models:
+        config = served.config.batcher
+        if not isinstance(config, PrebaBatching):
+            continue
+        mine = records.select((records.model_index == served.index) & records.served)
+        buckets = model.bucket[mine.request_id]
+        for batch in np.unique(mine.batch_id):
+            inside = mine.batch_id == batch
+            limit = model.servers[int(mine.server_index[inside][0])].plan.bucket_batch_max
+            assert inside.sum() <= limit[buckets[inside].max()]
+            assert np.ptp(buckets[inside]) <= 2 * config.merge_reach
+        if resolved.scenario.events:
+            continue
+        for server, bucket in set(zip(mine.server_index.tolist(), buckets.tolist(), strict=True)):
+            line = mine.select((mine.server_index == server) & (buckets == bucket))
+            by_arrival = np.lexsort((line.dispatched_ns, line.enqueued_ns))
+            assert np.all(np.diff(line.dispatched_ns[by_arrival]) >= 0), f"bucket {bucket} is not FIFO"
+
+
 def check_stations(simulation: Simulation, resolved: ResolvedScenario) -> None:
     """Stations serve first come, first served, one thing per unit at a time, and everybody exactly once."""
     stations = build_model(resolved, simulation.trace).preprocessing
@@ -291,6 +319,12 @@ def check_order(records: Records, resolved: ResolvedScenario) -> None:
     """Where batches are formed at dispatch and nothing was moved, who came earlier leaves no later."""
     for model in resolved.models:
         config = model.config.batcher
+        if isinstance(config, TritonBatcher) and config.preserve_ordering and not config.ordering_regression:
+            answered = records.select(np.flatnonzero((records.model_index == model.index) & records.served))
+            for server in np.unique(answered.server_index):
+                line = answered.select(answered.server_index == server)
+                if not resolved.scenario.events:
+                    assert np.all(np.diff(line.completed_ns[np.argsort(line.batch_id, kind="stable")]) >= 0)
         late = isinstance(config, NoBatching | GreedyBatching) or (
             isinstance(config, FixedBatching) and config.forms == "at_dispatch"
         )
@@ -311,6 +345,7 @@ def check_everything(simulation: Simulation, resolved: ResolvedScenario) -> None
     check_batches(records, resolved)
     check_stations(simulation, resolved)
     check_order(records, resolved)
+    check_buckets(records, resolved, simulation)
     done = records.select(records.completed_ns >= 0)
     if len(done) and done.completed_ns.max() > 0:
         law = littles_law(
@@ -344,7 +379,51 @@ def test_reference_serves_everything_while_all_slices_live(toy: Any, data: st.Da
     for model in scenario["models"]:
         model["batcher"].pop("queue_max", None)
         model["batcher"].pop("default_queue_policy", None)
+        model.pop("timeout_ms", None)
     assert toy.run(scenario).result.records.served.all()
+
+
+@given(
+    rate_rps=st.sampled_from([50.0, 300.0, 900.0, 2000.0]),
+    kind=st.sampled_from(["poisson", "deterministic"]),
+    batcher=st.one_of(
+        st.just({"kind": "none"}),
+        st.just({"kind": "greedy"}),
+        st.builds(
+            lambda size, wait, forms: {"kind": "fixed", "batch_max": size, "timeout_ms": wait, "forms": forms},
+            st.integers(1, 6),
+            st.sampled_from([0.0, 2.0, 9.0]),
+            st.sampled_from(["at_dispatch", "when_due"]),
+        ),
+        st.builds(
+            lambda wait, due: {"kind": "preba", "batch_max": 4, "time_queue_ms": wait, "due_batch": due},
+            st.sampled_from([0.0, 2.0, 9.0]),
+            st.sampled_from(["stays_open", "frozen"]),
+        ),
+    ),
+    slices=st.integers(1, 7),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=80, deadline=None)
+def test_batch_never_waits_longer_than_its_delay_while_a_slice_is_idle(
+    toy: Any, rate_rps: float, kind: str, batcher: dict[str, Any], slices: int, seed: int
+) -> None:
+    """From the moment its oldest request has waited the batcher's delay until it starts, every slice is busy."""
+    model = toy.model(
+        toy.profile(IMAGE_TABLE),
+        {"kind": kind, "rate_rps": rate_rps},
+        batcher=batcher,
+        slices=list(range(slices)),
+        execution_jitter={"kind": "gamma", "cv": 0.3},
+    )
+    records = toy.run(toy.scenario([model], requests=150, seed=seed, partition="7x1g.5gb")).result.records
+    delay_ns = round(batcher.get("timeout_ms", batcher.get("time_queue_ms", 0.0)) * NS_PER_MS)
+    _, first = np.unique(records.batch_id, return_index=True)
+    begins, ends = records.execution_start_ns[first], records.execution_end_ns[first]
+    for batch, start in zip(records.batch_id[first], begins, strict=True):
+        due = records.enqueued_ns[records.batch_id == batch].min() + delay_ns
+        for moment in {due, start - 1} if start > due else ():
+            assert np.sum((begins <= moment) & (ends > moment)) == slices
 
 
 def corrupted(records: Records, name: str, change: Mapping[int, int]) -> Records:
