@@ -97,7 +97,7 @@ def power(
     busy_cores: float,
     slices: Sequence[SliceLoad],
     gpu_count: int,
-    gpcs_per_gpu: int,
+    gpcs_per_gpu: float,
     accelerators: Sequence[float] = (),
 ) -> Power:
     """Average power: each component draws ``idle + (max - idle) * utilisation``.
@@ -109,8 +109,9 @@ def power(
         Cores that preprocessing really uses on average: cores x busy share x usable fraction.
     slices : sequence of SliceLoad
         All slices, those given to DALI included; a GPU's utilisation is their busy GPCs over all GPCs.
-    gpu_count, gpcs_per_gpu : int
-        GPCs that slices can use, 7 on an A100 or H100.
+    gpu_count : int
+    gpcs_per_gpu : float
+        GPCs that slices can use, 7 on an A100 or H100; the mean over GPUs that differ.
     accelerators : sequence of float
         One busy share of its units, 0..1, per card in the machine; empty when preprocessing needs none.
 
@@ -161,7 +162,7 @@ def power_of_run(
     *,
     stations: Sequence[tuple[StationFacts, float]],
     slices: Sequence[tuple[SliceFacts, float]],
-    gpcs_per_gpu: int,
+    gpcs_per_gpu: float,
     accelerator_count: int = 0,
 ) -> Power:
     """Average power of a run, from the busy share of each of its stations' units and slices.
@@ -174,7 +175,7 @@ def power_of_run(
     slices : sequence of (SliceFacts, float)
         Each with the share of time that it executes or preprocesses, 0..1. A slice given to DALI may have its
         busy share here or as a ``dali`` station; the larger of the two counts.
-    gpcs_per_gpu : int
+    gpcs_per_gpu : float
     accelerator_count : int
         Cards in the machine; each is as busy as the DPU stations' units are on average.
 

@@ -58,6 +58,8 @@ class Hardware(StrictModel):
 
     name: str = Field(min_length=1)
     description: str = ""
+    gpu_device: str | None = None
+    """Which device of the catalogue its GPU figures are for."""
     host: Host
     gpu: GpuPower
     accelerator: PowerRange

@@ -5,7 +5,9 @@ What the keys mean belongs to the pydantic models that callers pass in; nothing 
 
 from __future__ import annotations
 
+import difflib
 import json
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -125,18 +127,50 @@ def validate(
     except TypeError as problem:
         raise error(f"{problem} ({origin})") from problem
     except ValidationError as problem:
-        items = problem.errors(include_url=False)
-        # An item that is wrong is dropped from its list, which is then "too short": one mistake, one complaint.
+        items = [dict(item) for item in problem.errors(include_url=False)]
         complaints = [
-            _complaint(model, dict(item), origin=origin, lines=lines, root=root)
-            for item in items
-            if not (item["type"] == "too_short" and any(_lies_below(other["loc"], item["loc"]) for other in items))
+            _complaint(model, item, origin=origin, lines=lines, root=root) for item in _mistakes(model, items)
         ]
         raise error("\n".join(dict.fromkeys(complaints))) from problem
 
 
 def _refuse(value: object) -> object:
     raise TypeError(f"{value!r}: a {type(value).__name__} is not accepted; write plain text or numbers")
+
+
+def _mistakes(model: type[BaseModel], items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One of pydantic's items per mistake the user made."""
+    paths = [_user_path(model, item["loc"]) for item in items]
+    slips = [
+        (*path[:-1], *difflib.get_close_matches(str(path[-1]), known, n=1))
+        for item, (path, known) in zip(items, paths, strict=True)
+        if item["type"] == "extra_forbidden"
+    ]
+    kept: list[dict[str, Any]] = []
+    for index, (item, (path, _)) in enumerate(zip(items, paths, strict=True)):
+        others = [other for place, (other, _) in enumerate(paths) if place != index]
+        # An item that is wrong is dropped from its list, which is then "too short".
+        # A misspelt key is missing under its right name.
+        # A union tries every branch: what is wrong deeper inside is the branch that the user meant.
+        shadowed = (
+            (item["type"] == "too_short" and any(_lies_below(o["loc"], item["loc"]) for o in items))
+            or (item["type"] == "missing" and path in slips)
+            or (item["type"] in _WRONG_KIND and any(_lies_below(other, path) for other in others))
+        )
+        if shadowed:
+            continue
+        same = next((k for k in kept if item["type"] in _WRONG_KIND and k.get("path") == path), None)
+        if same is not None:
+            same["msg"] += f" or {item['msg'].removeprefix('Input should be ')}"
+        else:
+            kept.append({**item, "path": path} if item["type"] in _WRONG_KIND else item)
+    return kept
+
+
+_WRONG_KIND = frozenset(
+    {"string_type", "dict_type", "tuple_type", "list_type", "literal_error", "model_type", "model_attributes_type"}
+)
+"""What pydantic says of a branch of a union whose kind of value was not given at all."""
 
 
 def _complaint(model: type[BaseModel], item: dict[str, Any], *, origin: str, lines: Lines | None, root: str) -> str:
@@ -158,8 +192,9 @@ def _complaint(model: type[BaseModel], item: dict[str, Any], *, origin: str, lin
         text = str(item["ctx"]["error"])
         # A validator that compares fields names the one at fault itself: "cv: must be ...".
         inner, colon, rest = text.partition(": ")
-        if colon and inner.replace(".", "").replace("_", "").isalnum():
-            location, text = (*location, *inner.split(".")), rest
+        if colon and _FIELD.fullmatch(inner):
+            steps = [int(step[1:-1]) if step.startswith("[") else step for step in _STEP.findall(inner)]
+            location, text = (*location, *steps), rest
     else:
         message = item["msg"].removeprefix("Input ")
         text = message if isinstance(value, dict | list) else f"{message}, got {value!r}"
@@ -168,6 +203,10 @@ def _complaint(model: type[BaseModel], item: dict[str, Any], *, origin: str, lin
     line = next((found[keys[:n]] for n in range(len(keys), -1, -1) if keys[:n] in found), None)
     where = f"{origin}:{line}" if line is not None else origin
     return f"{_shown(location, root) or '(top level)'}: {text} ({where})"
+
+
+_FIELD = re.compile(r"[A-Za-z_]\w*(\.\w+|\[\d+\])*")
+_STEP = re.compile(r"\[\d+\]|\w+")
 
 
 def _lies_below(inner: tuple[str | int, ...], outer: tuple[str | int, ...]) -> bool:
@@ -192,6 +231,9 @@ def _user_path(model: type[BaseModel], location: Sequence[str | int]) -> tuple[t
     known: list[str] = []
     for step in location:
         if step == "[key]":
+            continue
+        if isinstance(step, str) and step.startswith("function-"):  # a model with validators, in a plain union
+            here = [each for each in here if _fields_of(each) and each.__name__ in step]
             continue
         chosen = [each for each in here if _answers_to(each, step)]
         if chosen and not any(str(step) in _fields_of(each) for each in here):

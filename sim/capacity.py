@@ -15,7 +15,7 @@ from preba.units import NS_PER_S
 from sim.model import ServerModel, SimModel
 
 NEAR_SATURATION = 0.95
-"""From this load on, a finite run says little about the steady state."""
+"""From this load on a warning is given. A choice: an M/M/1 queue forgets its past in 1 / (1 - load)**2 services."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,9 @@ class StageLoad:
         return self.offered_rps / self.capacity_rps if self.capacity_rps > 0 else float("inf")
 
 
-def stage_loads(model: SimModel, model_names: Sequence[str], duration_ns: int) -> list[StageLoad]:
+def stage_loads(
+    model: SimModel, model_names: Sequence[str], duration_ns: int, long_run_rps: Sequence[float | None] = ()
+) -> list[StageLoad]:
     """Loads of every stage of an open-loop scenario, the heaviest first.
 
     Parameters
@@ -51,6 +53,9 @@ def stage_loads(model: SimModel, model_names: Sequence[str], duration_ns: int) -
     model_names : sequence of str
     duration_ns : int
         Span over which the trace's requests arrive.
+    long_run_rps : sequence of (float or None), optional
+        Per model: the rate of its arrival process in the long run, where it has one. What a short run happened to
+        draw decides neither whether there is a steady state nor where it saturates.
 
     Returns
     -------
@@ -60,11 +65,19 @@ def stage_loads(model: SimModel, model_names: Sequence[str], duration_ns: int) -
     count = len(model.trace)
     if count == 0 or duration_ns <= 0:
         return []
-    loads = _station_loads(model, duration_ns) + _slice_loads(model, model_names, duration_ns)
+    rates = _offered_rps(model, duration_ns, long_run_rps)
+    loads = _station_loads(model, rates) + _slice_loads(model, model_names, rates)
     return sorted(loads, key=lambda stage: -stage.load)
 
 
-def _station_loads(model: SimModel, duration_ns: int) -> list[StageLoad]:
+def _offered_rps(model: SimModel, duration_ns: int, long_run_rps: Sequence[float | None]) -> list[float]:
+    """Requests per second of each model: of its process if known, else as drawn."""
+    drawn = np.bincount(model.trace.model_index, minlength=len(model.model_servers)) * NS_PER_S / duration_ns
+    known = [*long_run_rps, *[None] * (len(drawn) - len(long_run_rps))]
+    return [float(rate) if given is None else given for rate, given in zip(drawn, known, strict=True)]
+
+
+def _station_loads(model: SimModel, rates: Sequence[float]) -> list[StageLoad]:
     loads: list[StageLoad] = []
     owner = model.trace.model_index
     for index, station in enumerate(model.preprocessing.stations):
@@ -77,14 +90,14 @@ def _station_loads(model: SimModel, duration_ns: int) -> list[StageLoad]:
         loads.append(
             StageLoad(
                 stage=f"preprocessing ({station.name})",
-                offered_rps=visits / duration_ns * NS_PER_S,
+                offered_rps=sum(rates[m] for m, route in enumerate(model.preprocessing.routes) if index in route),
                 capacity_rps=station.units * NS_PER_S / work_ns if work_ns > 0 else float("inf"),
             )
         )
     return loads
 
 
-def _slice_loads(model: SimModel, model_names: Sequence[str], duration_ns: int) -> list[StageLoad]:
+def _slice_loads(model: SimModel, model_names: Sequence[str], rates: Sequence[float]) -> list[StageLoad]:
     loads: list[StageLoad] = []
     for model_index, servers in enumerate(model.model_servers):
         mine = np.flatnonzero(model.trace.model_index == model_index)
@@ -94,7 +107,7 @@ def _slice_loads(model: SimModel, model_names: Sequence[str], duration_ns: int) 
         loads.append(
             StageLoad(
                 stage=f"slices of {model_names[model_index]}",
-                offered_rps=len(mine) / duration_ns * NS_PER_S,
+                offered_rps=rates[model_index],
                 capacity_rps=capacity,
             )
         )
@@ -120,16 +133,23 @@ def _server_capacity_rps(model: SimModel, server: ServerModel, requests: np.ndar
             cost = rows[lengths, np.minimum(batch, cap)] / np.minimum(batch, cap)
             best = np.minimum(best, cost)
         work_ns = float(best.mean()) * units * factor
-        neighbours = sum(1 for gpu in model.slice_gpu if gpu == model.slice_gpu[slice_index]) - 1
-        if neighbours > 0:
-            work_ns *= 1.0 + tables.slowdown_ppm / 1_000_000
+        work_ns *= 1.0 + tables.slowdown_ppm / 1_000_000 * _busy_neighbour_share(model, server, slice_index)
         shared = model.preprocessing.shared
         if shared is not None and model.preprocessing.uses_shared[server.model_index]:
             work_ns *= shared.execution_slowdown
         work_ns += _shared_work_ns(model, server.model_index, slice_index, requests, int(cap.max()))
-        work_ns += model.turnaround_ns / max(int(cap.max()) // units, 1)
+        if server.credits == 1:  # with several batches in flight the turn-around overlaps execution
+            work_ns += model.turnaround_ns / max(int(cap.max()) // units, 1)
         total += NS_PER_S / work_ns
     return total
+
+
+def _busy_neighbour_share(model: SimModel, server: ServerModel, slice_index: int) -> float:
+    """Of the other slices of the GPU, those that are surely busy when this model saturates: its own."""
+    gpu = model.slice_gpu[slice_index]
+    own = {s for other in model.servers if other.model_index == server.model_index for s in other.consumer_slice}
+    others = [s for s, its_gpu in enumerate(model.slice_gpu) if its_gpu == gpu and s != slice_index]
+    return sum(1 for s in others if s in own) / len(others) if others else 0.0
 
 
 def _shared_work_ns(model: SimModel, model_index: int, slice_index: int, requests: np.ndarray, batch: int) -> float:

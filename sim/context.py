@@ -35,7 +35,7 @@ def report_context(resolved: ResolvedScenario, simulation: Simulation) -> Report
         slo_p99_ms=tuple(model.slo_p99_ms for model in scenario.models),
         hardware=resolved.hardware,
         gpu_count=len(resolved.gpu_devices),
-        gpcs_per_gpu=max(device.compute_slices for device in resolved.gpu_devices),
+        gpcs_per_gpu=sum(device.compute_slices for device in resolved.gpu_devices) / len(resolved.gpu_devices),
         accelerator_count=accelerator_count(scenario.preprocessing, modalities),
         provenance=(*resolved.provenance(), *simulation.provenance),
         warnings=simulation.warnings,

@@ -170,11 +170,7 @@ def build_model(resolved: ResolvedScenario, trace: Trace) -> SimModel:
         servers.extend(_server(resolved, model, group, longest_ns[model.index]) for group in groups)
         model_servers.append(tuple(range(first, len(servers))))
         batch_max = max(server.plan.batch_max for server in servers[first:])
-        if model.config.batch_units > batch_max:
-            raise ScenarioError(
-                f"scenario.models[{model.index}].batch_units: {model.config.batch_units} units do not fit any batch; "
-                f"the batcher takes at most {batch_max}"
-            )
+        _check_units(model, servers[first:])
         tables.append(_tables(resolved, model, kinds, trace, batch_max))
     overheads = scenario.server.overheads
     return SimModel(
@@ -202,6 +198,17 @@ def build_model(resolved: ResolvedScenario, trace: Trace) -> SimModel:
         turnaround_ns=ns_from_us(overheads.turnaround_us),
         response_ns=ns_from_us(overheads.response_us),
     )
+
+
+def _check_units(model: ResolvedModel, servers: Sequence[ServerModel]) -> None:
+    """A request must fit the smallest batch that any bucket forms and any slice takes: it is never split."""
+    units = model.config.batch_units
+    limit = min(min((*server.plan.bucket_batch_max, *server.consumer_batch_max)) for server in servers)
+    if units > limit:
+        raise ScenarioError(
+            f"scenario.models[{model.index}].batch_units: a request of {units} units does not fit every batch it may "
+            f"travel in; the smallest limit is {limit}"
+        )
 
 
 def _longest_audio_ns(trace: Trace, models: int) -> list[int]:

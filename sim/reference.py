@@ -163,6 +163,7 @@ class ReferenceEngine:
         self.server_of = [NONE] * self.total
         self.answer_line = [deque[int]() for _ in model.servers]
         self.answered: set[int] = set()
+        self.parked: list[list[int]] = [[] for _ in model.model_servers]
         self.armed_ns = [NEVER] * len(model.servers)
         self.credits = [[server.credits] * len(server.consumer_slice) for server in model.servers]
         self.balancer_up = [[1] * len(servers) for servers in model.model_servers]
@@ -321,7 +322,7 @@ class ReferenceEngine:
                 draw[1],
             )
             if place == NONE:
-                self._finish(request, FAILED_SLICE_LOST)
+                self._park(request)
                 return
         server = group[place]
         now = self.now_ns
@@ -341,6 +342,13 @@ class ReferenceEngine:
         if outcome != SERVED:
             self._finish(request, outcome)
         self._pump(server)
+
+    def _park(self, request: int) -> None:
+        """Every server of the model is out of service: wait for one to return, or fail, as the scenario says."""
+        if self.model.retry:
+            self.parked[self.model_of[request]].append(request)
+        else:
+            self._finish(request, FAILED_SLICE_LOST)
 
     def _pump(self, server: int) -> None:
         """Starts every batch that may start, hands back what was refused, and sets the batcher's alarm."""
@@ -369,7 +377,7 @@ class ReferenceEngine:
         if self.armed_ns[server] != due_ns:
             return
         self.armed_ns[server] = NEVER
-        if self.now_ns - self.last_progress_ns > IDLE_LIMIT_NS:
+        if self.next_open >= len(self.open_ids) and self.now_ns - self.last_progress_ns > IDLE_LIMIT_NS:
             return
         brain.advance(self.states[server], self.now_ns)
         self._pump(server)
@@ -505,9 +513,25 @@ class ReferenceEngine:
         ]
 
     def _slice_fails(self, slice_index: int) -> None:
-        """A slice drops out: what it executes is lost, what waited for it alone moves elsewhere."""
+        """A slice drops out, and with it all that fail at this very moment: nobody is sent from one to the other."""
+        now = self.now_ns
+        events = self.model.slice_events
+        failing = {index for at_ns, code, index in events if at_ns == now and code == SLICE_FAILS}
+        going = sorted(index for index in failing | {slice_index} if self.slice_up[index])
         if not self.slice_up[slice_index]:
             return
+        homeless: list[int] = []
+        touched: set[int] = set()
+        for index in going:
+            homeless += self._take_down(index, touched)
+        for request in sorted(homeless, key=lambda r: (self.columns["enqueued_ns"][r], r)):
+            self._offer(request)
+        for server in sorted(touched):
+            self._release_answers(server)
+            self._pump(server)
+
+    def _take_down(self, slice_index: int, touched: set[int]) -> list[int]:
+        """Takes one slice out of service; returns whom to send elsewhere and notes its servers in ``touched``."""
         now = self.now_ns
         self.slice_up[slice_index] = False
         self.slice_epoch[slice_index] += 1
@@ -516,10 +540,11 @@ class ReferenceEngine:
         self.in_flight[slice_index] = []
         self.stream_free_ns[slice_index] = now
         homeless: list[int] = []
-        touched = self._servers_on(slice_index)
-        for server, consumer in touched:
+        mine = self._servers_on(slice_index)
+        for server, consumer in mine:
             brain.consumer_lost(self.states[server], now, consumer)
-        for server in sorted({server for server, _ in touched}):
+        for server in sorted({server for server, _ in mine}):
+            touched.add(server)
             model_index, place = self.position[server]
             if len(self.model.model_servers[model_index]) > 1:
                 self.balancer_up[model_index][place] = 0
@@ -537,11 +562,7 @@ class ReferenceEngine:
                     homeless.append(request)
                 else:
                     self._finish(request, FAILED_SLICE_LOST)
-        for request in homeless:
-            self._offer(request)
-        for server in sorted({server for server, _ in touched}):
-            self._release_answers(server)
-            self._pump(server)
+        return homeless
 
     def _empty(self, server: int) -> list[int]:
         """Takes back everything a server has not started."""
@@ -567,12 +588,18 @@ class ReferenceEngine:
         self.outages.append((slice_index, self.down_since_ns[slice_index], now))
         self.down_since_ns[slice_index] = NONE
         self.stream_free_ns[slice_index] = now
+        events = self.model.slice_events
         for server, consumer in self._servers_on(slice_index):
             model_index, place = self.position[server]
             self.balancer_up[model_index][place] = 1
             self.credits[server][consumer] = self.model.servers[server].credits
             brain.consumer_up(self.states[server], now, consumer)
             self._pump(server)
+            if any(at_ns == now and code != SLICE_FAILS and not self.slice_up[i] for at_ns, code, i in events):
+                continue  # more slices return at this moment: the last of them lets the parked requests in
+            parked, self.parked[model_index] = self.parked[model_index], []
+            for request in parked:
+                self._offer(request)
 
     # -- after the last event --------------------------------------------------------------------------------
 

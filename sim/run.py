@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from preba.errors import UnsupportedError, nearest
 from preba.records import Records, RunResult, StationFacts, StationSpans
-from preba.scenario.draw import draw_scenario_trace, offered_duration_ns
+from preba.scenario.draw import draw_scenario_trace, long_run_rates, offered_duration_ns
 from preba.scenario.resolve import ResolvedScenario
 from preba.strict import Provenance
 from preba.trace import Trace
@@ -86,7 +86,7 @@ def simulate(
         trace = draw_scenario_trace(resolved)
     model = build_model(resolved, trace)
     names = [m.config.name for m in resolved.models]
-    loads = stage_loads(model, names, offered_duration_ns(resolved, trace))
+    loads = stage_loads(model, names, offered_duration_ns(resolved, trace), long_run_rates(resolved))
     began = time.perf_counter()
     records, spans, outages = ENGINES[engine](model, progress)
     wall_s = time.perf_counter() - began

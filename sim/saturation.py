@@ -14,7 +14,7 @@ from preba.units import NS_PER_S
 from sim.run import simulate
 
 OVERLOAD = 1.4
-"""Offered rate over the analytic capacity in a saturation run."""
+"""Offered rate over the analytic capacity in a saturation run: a choice, far enough beyond to keep queues full."""
 
 MIDDLE = (0.3, 0.9)
 """Share of the completions between which the rate is taken: after filling up, before running dry."""

@@ -17,7 +17,7 @@ from preba.batching import triton_layout as t
 from preba.batching.triton_file import FIELDS_FROM_FILE, batcher_fields
 from preba.batching.triton_versions import LATEST, OLDEST, TritonRelease, triton_release
 from preba.errors import ScenarioError
-from preba.strict import StrictModel
+from preba.strict import Provenance, StrictModel
 from preba.units import NS_PER_US
 
 LEVELS_MAX = 4096
@@ -31,6 +31,14 @@ batches of 60 ms, Poisson arrivals at 1.3 times the capacity: 50 requests/s were
 idle gaps of 440 ms and a p99 of 1,060 ms. With this share the model serves 50/s, with gaps of 440 ms and a p99 of
 1,050 ms.
 """
+
+
+LOST_WAKEUP_PROVENANCE = Provenance(
+    kind="measured",
+    source="share fitted to one measurement of a real server, see LOST_WAKEUP_PERMILLE",
+    where="Triton 2.51.0, python backend, 2 CPU cores",
+    notes="one instance, max_batch 8, max_queue_size 16, batches of 60 ms; other backends and times are not measured",
+)
 
 
 class QueuePolicy(StrictModel):

@@ -24,6 +24,29 @@ from sim.run import Simulation
 INPUTS = "inputs"
 
 
+def check_targets(out: Path | None, trace: Path | None) -> None:
+    """Finds out before a run, which may be long, that its results could not be written.
+
+    Raises
+    ------
+    OutputError
+        The folder is a file, or no file can be made where one is wanted; nothing is left behind.
+    """
+    if out is not None and out.exists() and not out.is_dir():
+        raise OutputError(f"--out {out}: is a file, not a folder")
+    for option, path in (("--out", out), ("--trace", trace)):
+        if path is None:
+            continue
+        place = path.parent
+        while option == "--out" and not place.exists() and place != place.parent:
+            place = place.parent
+        try:
+            with tempfile.TemporaryFile(dir=place):
+                pass
+        except OSError as error:
+            raise OutputError(f"{option} {path}: cannot be written: {error.strerror or error}") from error
+
+
 def write_run(
     folder: Path, resolved: ResolvedScenario, simulation: Simulation, context: ReportContext, summary: dict[str, Any]
 ) -> None:
@@ -47,8 +70,6 @@ def write_run(
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        if folder.exists() and not folder.is_dir():
-            raise OutputError(f"--out {folder}: is a file, not a folder")
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
             _fill(Path(temporary), resolved, simulation, context, summary)
             folder.mkdir(exist_ok=True)
@@ -58,8 +79,6 @@ def write_run(
                     shutil.rmtree(target)
                 item.replace(target)
     except OSError as error:
-        if isinstance(error, OutputError):
-            raise
         raise OutputError(f"--out {folder}: cannot be written: {error.strerror or error}") from error
 
 

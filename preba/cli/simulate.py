@@ -9,13 +9,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from preba.cli.output import write_run
+from preba.cli.output import check_targets, write_run
 from preba.cli.progress import engine_progress
 from preba.report.chrome_trace import write_chrome_trace
 from preba.report.context import ReportContext
 from preba.report.summary import summarise
 from preba.report.table import print_summary
-from preba.scenario.load import load_scenario
+from preba.scenario.load import errors_located, load_scenario
 from preba.scenario.resolve import ResolvedScenario, resolve
 from sim.context import report_context
 from sim.run import Simulation
@@ -40,8 +40,10 @@ def simulate(
 ) -> None:
     """Predict how a scenario's server behaves, without any hardware."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    resolved = resolve(load_scenario(scenario, overrides or []), folder=scenario.parent)
-    simulation, context, summary = run_and_summarise(resolved, engine=engine, console=console)
+    check_targets(out, trace)
+    with errors_located(scenario):
+        resolved = resolve(load_scenario(scenario, overrides or []), folder=scenario.parent)
+        simulation, context, summary = run_and_summarise(resolved, engine=engine, console=console)
     if out is not None:
         write_run(out, resolved, simulation, context, summary)
     if trace is not None:

@@ -52,8 +52,8 @@ class ReportContext:
     hardware : Hardware or None
         Power and prices; without it the report has neither watts nor dollars.
     gpu_count : int
-    gpcs_per_gpu : int
-        GPCs that slices can use, 7 on an A100 or H100.
+    gpcs_per_gpu : float
+        GPCs that slices can use, 7 on an A100 or H100; the mean over GPUs that differ.
     accelerator_count : int
         Accelerator cards (DPUs) in the machine.
     provenance : tuple of (what, Provenance)
@@ -75,7 +75,7 @@ class ReportContext:
     slo_p99_ms: tuple[float | None, ...] = ()
     hardware: Hardware | None = None
     gpu_count: int = 1
-    gpcs_per_gpu: int = 7
+    gpcs_per_gpu: float = 7
     accelerator_count: int = 0
     provenance: tuple[tuple[str, Provenance], ...] = ()
     warnings: tuple[str, ...] = ()

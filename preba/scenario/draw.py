@@ -69,3 +69,12 @@ def offered_duration_ns(resolved: ResolvedScenario, trace: Trace) -> int:
     if resolved.scenario.run.duration_s is not None:
         return ns_from_s(resolved.scenario.run.duration_s)
     return int(trace.scheduled_ns.max()) if len(trace) else 0
+
+
+def long_run_rates(resolved: ResolvedScenario) -> list[float | None]:
+    """Per model: requests per second of its arrival process; None for a closed loop or where the rate is changed."""
+    changed = [event.model for event in resolved.scenario.events if isinstance(event, RateChanges)]
+    return [
+        None if None in changed or model.config.name in changed else model.config.arrivals.mean_rate_rps()
+        for model in resolved.models
+    ]

@@ -77,6 +77,7 @@ def errors_located(path: Path) -> Iterator[None]:
         raise type(error)(f"{text} ({path}:{lines[known[0]]})" if known else f"{text} ({path})") from error
 
 
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 _STEP = re.compile(r"""\[(\d+)\]|\["([^"]+)"\]|\['([^']+)'\]|\.?([^.\[\]]+)""")
 
 
@@ -108,6 +109,14 @@ def split_path(text: str) -> Location:
     return tuple(steps)
 
 
+def _parsed(value: str) -> Any:  # noqa: ANN401 - any YAML value
+    """A value as YAML, or as the number it is: YAML 1.1 takes 1e6 for text."""
+    try:
+        return float(value) if _EXPONENT.fullmatch(value.strip()) else yaml.safe_load(value)
+    except ValueError:
+        return yaml.safe_load(value)
+
+
 def apply_override(data: dict[str, Any], override: str) -> None:
     """Applies one ``path=value`` to parsed data, in place; mappings on the way are created.
 
@@ -120,7 +129,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     if not found:
         raise ScenarioError(f"--set {override}: expected path=value, for example seed=2")
     try:
-        parsed = yaml.safe_load(value)
+        parsed = _parsed(value)
     except yaml.YAMLError as error:
         reason = getattr(error, "problem", None) or "cannot be read"
         raise ScenarioError(f"--set {override}: value is not valid YAML: {reason}") from error

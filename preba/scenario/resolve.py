@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preba.arrivals import ReplayArrivals
+from preba.batching.triton_config import LOST_WAKEUP_PROVENANCE, TritonBatcher
 from preba.errors import MissingFileError, ScenarioError
 from preba.hardware import Hardware, HardwareConfig, resolve_hardware
 from preba.mig.catalogue import Device, load_device
@@ -83,6 +84,21 @@ class ResolvedScenario:
                         f"profile {model.profile.name!r} was measured on {model.profile.device}, not on {device.name}: "
                         "its times are taken as they are"
                     ] = None
+        of = self.hardware.gpu_device
+        for device in self.gpu_devices:
+            if of is not None and _family(of) != _family(device.name):
+                found[
+                    f"hardware {self.hardware.name!r} has the watts and price of {of}, not of {device.name}: power, "
+                    "energy and cost are of the wrong GPU"
+                ] = None
+        for model in self.models:
+            batcher = model.config.batcher
+            if isinstance(batcher, TritonBatcher) and batcher.lost_wakeup_permille() > 0:
+                found[
+                    f"model {model.config.name!r}: this Triton version is modelled with lost wake-ups "
+                    f"({batcher.lost_wakeup_permille() / 10:g} % of batch ends while the bounded queue is full); "
+                    "batcher.quirks.lost_wakeup_permille: 0 turns them off"
+                ] = None
         return list(found)
 
     def provenance(self) -> list[tuple[str, Provenance]]:
@@ -90,6 +106,9 @@ class ResolvedScenario:
         found = [(f"latency profile {m.profile.name}", m.profile.provenance) for m in self.models]
         found += [(f"device {device.name}", device.provenance) for device in self.gpu_devices]
         for model in self.models:
+            batcher = model.config.batcher
+            if isinstance(batcher, TritonBatcher) and batcher.lost_wakeup_permille() > 0:
+                found.append((f"lost wake-ups of {model.config.name}'s server", LOST_WAKEUP_PROVENANCE))
             sizes = model.config.sizes.provenance()
             if sizes is not None:
                 found.append((f"input sizes of {model.config.name}", sizes))
@@ -123,6 +142,7 @@ def resolve(scenario: Scenario, *, folder: Path) -> ResolvedScenario:
     scenario = inline(scenario, folder=folder)
     profiles = tuple(_profile(model.profile, folder) for model in scenario.models)
     _check_modalities(scenario, profiles)
+    _check_request_fields(scenario)
     slices, devices = _slices(scenario, folder)
     reserved = _reserved(scenario, slices)
     assigned = _assign(scenario, slices, reserved)
@@ -203,6 +223,17 @@ def _profile(given: str | LatencyProfile, folder: Path) -> LatencyProfile:
 
 def _device(given: str | Device, folder: Path) -> Device:
     return load_device(_from(folder, given)) if isinstance(given, str) else given
+
+
+def _check_request_fields(scenario: Scenario) -> None:
+    """Time-outs and priorities only mean something to a batcher that reads them."""
+    for index, model in enumerate(scenario.models):
+        if isinstance(model.batcher, TritonBatcher):
+            continue
+        for name, given in (("timeout_ms", model.timeout_ms > 0), ("priority_shares", model.priority_shares)):
+            if given:
+                kind = model.batcher.kind
+                raise ScenarioError(f"scenario.models[{index}].{name}: batcher {kind!r} does not read it; triton does")
 
 
 def _check_modalities(scenario: Scenario, profiles: Sequence[LatencyProfile]) -> None:

@@ -211,3 +211,13 @@ def test_stage_without_capacity_has_infinite_load() -> None:
     assert StageLoad("x", 1.0, 0.0).load == float("inf")
     assert overload_warnings([StageLoad("x", NEAR_SATURATION * 0.99, 1.0)]) == []
     assert overload_warnings([]) == []
+
+
+def test_burst_of_a_stable_process_is_not_called_overload(toy: Any) -> None:
+    """What a short run of an on/off process happens to draw does not make it unstable."""
+    arrivals = {"kind": "onoff", "rate_on_rps": 160.0, "mean_on_s": 5.0, "mean_off_s": 5.0}
+    data = toy.scenario([toy.model(toy.profile({"1g": {"1": 10.0}}), arrivals)], requests=200)
+    for seed in range(8):
+        simulation = toy.run({**data, "seed": seed})
+        assert not any("no steady state" in warning for warning in simulation.warnings)
+        assert simulation.loads[0].offered_rps == pytest.approx(80.0)

@@ -119,15 +119,36 @@ def test_run_in_which_nothing_is_served_ends_at_zero(toy: Any) -> None:
     assert result.end_ns >= 0
 
 
-def test_balancer_without_servers_fails_requests_until_one_returns(toy: Any) -> None:
-    """With every server out of service a balancer has nowhere to send; when one is back it serves again."""
+@pytest.mark.parametrize("on_slice_loss", ["retry", "fail"])
+def test_balancer_without_servers_keeps_or_fails_requests_until_one_returns(toy: Any, on_slice_loss: str) -> None:
+    """With every server out of service requests wait at the balancer, or fail, as the scenario says."""
     events = [fails(0.2, 0), fails(0.2, 1), returns(0.5, 1)]
-    data = steady(toy, partition="2x1g.5gb", rate_rps=100.0, events=events, server={"topology": "per_slice"})
+    server = {"topology": "per_slice", "on_slice_loss": on_slice_loss}
+    data = steady(toy, partition="2x1g.5gb", rate_rps=100.0, events=events, server=server)
     records = toy.run(data).result.records
     down = (records.scheduled_ns >= 200 * NS_PER_MS) & (records.scheduled_ns < 500 * NS_PER_MS)
-    assert np.all(records.outcome[down] == FAILED)
+    if on_slice_loss == "fail":
+        assert np.all(records.outcome[down] == FAILED)
+    else:
+        assert records.served.all()
+        assert records.execution_start_ns[down].min() == 500 * NS_PER_MS
+        assert np.all(np.diff(records.execution_start_ns[down]) > 0)  # first come, first served
     assert records.served[records.scheduled_ns > 500 * NS_PER_MS].all()
     assert set(records.slice_index[records.scheduled_ns > 500 * NS_PER_MS].tolist()) == {1}
+
+
+@pytest.mark.parametrize("topology", ["central", "per_slice"])
+def test_slices_that_fail_together_send_nobody_to_each_other(toy: Any, topology: str) -> None:
+    """A reset of the whole GPU costs each request it executed one attempt, not two, and all are served later."""
+    events = [fails(0.3005, i) for i in range(3)] + [returns(0.6, i) for i in range(3)]
+    data = steady(toy, partition="3x1g.5gb", rate_rps=250.0, events=events, server={"topology": topology})
+    simulation = toy.run(data)
+    records = simulation.result.records
+    assert records.served.all()
+    again = records.attempts == 2
+    assert 1 <= again.sum() <= 3
+    assert records.execution_start_ns[again].min() >= 600 * NS_PER_MS
+    assert simulation.result.outages == tuple((i, 300_500_000, 600 * NS_PER_MS) for i in range(3))
 
 
 def test_waiting_requests_move_from_a_lost_server_to_the_others(toy: Any) -> None:

@@ -181,7 +181,7 @@ def test_shared_preprocessing_is_part_of_the_execution_and_slows_it(toy: Any, tm
 def test_request_of_more_units_than_the_largest_batch_is_refused_up_front(toy: Any) -> None:
     """A request that no batch can hold is a mistake in the scenario, said before anything runs."""
     model = toy.model(toy.profile(TEN_MS), {"kind": "poisson", "rate_rps": 10}, batch_units=2)
-    with pytest.raises(ScenarioError, match=r"^scenario\.models\[0\]\.batch_units: .*2.*at most 1"):
+    with pytest.raises(ScenarioError, match=r"^scenario\.models\[0\]\.batch_units: .*2 units .* limit is 1"):
         toy.run(toy.scenario([model]))
 
 

@@ -61,9 +61,7 @@ def test_mm1_p99_is_log_100_means(load: float, p99_ms: float) -> None:
         (16, 0.9, 5.32209, 0.591343, 36.718),
     ],
 )
-def test_mmc_gives_the_known_figures(
-    servers: int, load: float, wait_ms: float, late: float, p99_ms: float
-) -> None:
+def test_mmc_gives_the_known_figures(servers: int, load: float, wait_ms: float, late: float, p99_ms: float) -> None:
     """Erlang C reproduces separately computed mean waits, waiting probabilities and p99 waits."""
     queue = mmc(rate_rps=1000.0, service_mean_s=servers * load / 1000.0, servers=servers)
     assert _significant(queue.wait_mean_s * MS) == wait_ms
@@ -165,9 +163,7 @@ def test_mdc_wait_law_has_its_mean_and_atom(load: float, servers: int) -> None:
     mean, k = 0.0, 0
     while queue.wait_cdf(float(k)) < 1.0 - 1e-12:
         # The law is smooth between multiples of the service time only.
-        mean += 0.5 * sum(
-            w * (1.0 - queue.wait_cdf(k + 0.5 * (x + 1.0))) for x, w in zip(nodes, weights, strict=True)
-        )
+        mean += 0.5 * sum(w * (1.0 - queue.wait_cdf(k + 0.5 * (x + 1.0))) for x, w in zip(nodes, weights, strict=True))
         k += 1
     assert mean == pytest.approx(queue.wait_mean_s, rel=1e-7, abs=1e-9)
 

@@ -79,9 +79,7 @@ def test_greedy_mean_satisfies_inoues_equations(load: float, fixed_share: float)
     second = ((1 + 2 * rate**2 * a * t0) * queue.batch_mean + (rate * t0) ** 2) / (1 - (rate * a) ** 2)
     assert queue.batch_second_moment == pytest.approx(second, rel=1e-9)
     busy_term = (1 - queue.idle_probability - rate * a) * t0 / rate
-    closed = (
-        a + t0 + rate * (1 + 2 * rate * a) * (2 * a * t0 + a * a + busy_term) / (2 * (1 - (rate * a) ** 2))
-    )
+    closed = a + t0 + rate * (1 + 2 * rate * a) * (2 * a * t0 + a * a + busy_term) / (2 * (1 - (rate * a) ** 2))
     assert queue.latency_mean_s == pytest.approx(closed, rel=1e-9)
 
 

@@ -234,7 +234,7 @@ RESOLVING: dict[str, tuple[str, str, str, int]] = {
     "request larger than any batch": (
         "sizes:",
         "batch_units: 3\n    sizes:",
-        r"scenario\.models\[0\]\.batch_units: 3 units do not fit any batch; the batcher takes at most 1",
+        r"scenario\.models\[0\]\.batch_units: a request of 3 units does not fit .*; the smallest limit is 1",
         12,
     ),
 }

@@ -143,11 +143,21 @@ def test_scenario_jitter_replaces_that_of_the_profile(toy: Any) -> None:
 def test_priorities_and_timeouts_reach_the_requests(toy: Any) -> None:
     """Shares of priority levels and per-request time-outs are drawn into the trace."""
     data = scenario(toy, "all", requests=4000)
-    data["models"][0] |= {"priority_shares": {"1": 1, "3": 3}, "timeout_ms": 2.5}
+    batcher = {"kind": "triton", "max_batch_size": 1, "priority_levels": 3, "default_priority_level": 1}
+    data["models"][0] |= {"priority_shares": {"1": 1, "3": 3}, "timeout_ms": 2.5, "batcher": batcher}
     trace = draw_scenario_trace(toy.resolve(data))
     assert set(trace.priority.tolist()) == {1, 3}
     assert np.mean(trace.priority == 3) == pytest.approx(0.75, abs=0.03)
     assert set(trace.timeout_ns.tolist()) == {2_500_000}
+
+
+@pytest.mark.parametrize("field", [{"timeout_ms": 2.5}, {"priority_shares": {"1": 1}}])
+def test_fields_that_no_batcher_reads_are_refused(toy: Any, field: dict[str, Any]) -> None:
+    """Time-outs and priorities beside a batcher that ignores them are an error, not silence."""
+    data = scenario(toy, "all")
+    data["models"][0] |= {**field, "batcher": {"kind": "none"}}
+    with pytest.raises(ScenarioError, match=rf"models\[0\]\.{next(iter(field))}: batcher 'none' does not read it"):
+        toy.resolve(data)
 
 
 def test_profile_must_cover_the_slices_it_is_used_on(toy: Any) -> None:
