@@ -216,7 +216,7 @@ def test_stage_without_capacity_has_infinite_load() -> None:
 def test_burst_of_a_stable_process_is_not_called_overload(toy: Any) -> None:
     """What a short run of an on/off process happens to draw does not make it unstable."""
     arrivals = {"kind": "onoff", "rate_on_rps": 160.0, "mean_on_s": 5.0, "mean_off_s": 5.0}
-    data = toy.scenario([toy.model(toy.profile({"1g": {"1": 10.0}}), arrivals)], requests=200)
+    data = toy.scenario([toy.model(toy.profile({"full": {"1": 10.0}}), arrivals)], requests=200)
     for seed in range(8):
         simulation = toy.run({**data, "seed": seed})
         assert not any("no steady state" in warning for warning in simulation.warnings)
