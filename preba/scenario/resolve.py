@@ -81,8 +81,8 @@ class ResolvedScenario:
                 device = self.gpu_devices[self.slices[slice_index].gpu_index]
                 if _family(model.profile.device) != _family(device.name):
                     found[
-                        f"profile {model.profile.name!r} was measured on {model.profile.device}, not on {device.name}: "
-                        "its times are taken as they are"
+                        f"profile {model.profile.name!r} holds times of {model.profile.device}, not of {device.name}: "
+                        "they are taken as they are"
                     ] = None
         of = self.hardware.gpu_device
         for device in self.gpu_devices:
