@@ -128,11 +128,7 @@ def load_hardware(name_or_path: str, *, folder: Path | None = None) -> Hardware:
     FormatError
         It is not a hardware file, or a number lacks its provenance.
     """
-    beside = None if folder is None else folder / name_or_path
-    if beside is not None and name_or_path.endswith((".yaml", ".yml")) and beside.is_file():
-        path = beside
-    else:
-        path = find_config(name_or_path, config_folder() / "hardware", what="hardware")
+    path = find_config(name_or_path, config_folder() / "hardware", what="hardware", beside=folder)
     data, lines = read_yaml(path)
     return validate(Hardware, data, origin=str(path), lines=lines)
 

@@ -139,11 +139,7 @@ def load_costs(kind: type[CostsT], name_or_path: str, *, folder: Path | None = N
     FormatError
         It is not a profile of that kind, or a number lacks its provenance.
     """
-    beside = None if folder is None else folder / name_or_path
-    if beside is not None and name_or_path.endswith((".yaml", ".yml")) and beside.is_file():
-        path = beside
-    else:
-        path = find_config(name_or_path, config_folder() / "preprocessing", what="preprocessing costs")
+    path = find_config(name_or_path, config_folder() / "preprocessing", what="preprocessing costs", beside=folder)
     data, lines = read_yaml(path)
     return validate(kind, data, origin=str(path), lines=lines)
 

@@ -289,7 +289,7 @@ def _is_branch_name(kind: object, step: str | int) -> bool:
     return name is not None and isinstance(step, str) and step.startswith(f"{name}[")
 
 
-def find_config(name_or_path: str | Path, folder: Path, *, what: str) -> Path:
+def find_config(name_or_path: str | Path, folder: Path, *, what: str, beside: Path | None = None) -> Path:
     """Find a YAML file by its path, or by its name in a folder of configs.
 
     Parameters
@@ -300,6 +300,8 @@ def find_config(name_or_path: str | Path, folder: Path, *, what: str) -> Path:
         Where names are looked up.
     what : str
         The noun for the message ("profile").
+    beside : pathlib.Path, optional
+        Where relative paths are looked for first (the scenario's own folder).
 
     Raises
     ------
@@ -309,6 +311,8 @@ def find_config(name_or_path: str | Path, folder: Path, *, what: str) -> Path:
     text = str(name_or_path)
     if isinstance(name_or_path, Path) or "/" in text or text.endswith((".yaml", ".yml")):
         path = Path(name_or_path)
+        if beside is not None and (beside / path).is_file():
+            return beside / path
         if path.is_file():
             return path
         siblings = [entry.name for entry in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
