@@ -13,6 +13,9 @@ RANDOM = 1
 LEAST_OUTSTANDING = 2
 POWER_OF_TWO = 3
 
+M_LAST = 0
+M_ALIVE = 1
+
 BALANCER_CODES = {
     "round_robin": ROUND_ROBIN,
     "random": RANDOM,
@@ -29,6 +32,13 @@ def nth_up(up: Ints, count: int) -> int:
                 return server
             count -= 1
     return NONE
+
+
+def nth_alive(up: Ints, alive: int, count: int) -> int:
+    """``nth_up`` where ``alive`` servers are known to be in service: without a search while all are."""
+    if alive == len(up):
+        return count
+    return nth_up(up, count)
 
 
 def next_up(up: Ints, after: int) -> int:
@@ -55,7 +65,8 @@ def choose_server(kind: int, up: Ints, outstanding: Ints, memory: Ints, first_dr
     outstanding : sequence of int
         Requests inside each server.
     memory : sequence of int
-        One element: the last choice; start with -1. Written.
+        ``M_LAST``: the last choice, at first -1; written. ``M_ALIVE``: how many servers are in service; the driver's
+        to keep, so that a choice among thousands need not count them.
     first_draw, second_draw : float
         The request's own uniforms in [0, 1).
 
@@ -64,30 +75,31 @@ def choose_server(kind: int, up: Ints, outstanding: Ints, memory: Ints, first_dr
     int
         Index of the server, or ``NONE`` when all are out of service.
     """
-    alive = 0
-    for server in range(len(up)):
-        alive += up[server]
+    alive = memory[M_ALIVE]
     if alive == 0:
         return NONE
-    chosen = next_up(up, memory[0])
     if kind == RANDOM:
-        chosen = nth_up(up, int(first_draw * alive))
-    elif kind == LEAST_OUTSTANDING:
-        size = len(up)
-        start = chosen
-        for step in range(1, size):
-            server = (start + step) % size
-            if up[server] == 1 and outstanding[server] < outstanding[chosen]:
-                chosen = server
+        chosen = nth_alive(up, alive, int(first_draw * alive))
     elif kind == POWER_OF_TWO:
         first = int(first_draw * alive)
-        chosen = nth_up(up, first)
+        chosen = nth_alive(up, alive, first)
         if alive > 1:
             second = int(second_draw * (alive - 1))
             if second >= first:
                 second += 1
-            other = nth_up(up, second)
+            other = nth_alive(up, alive, second)
             if outstanding[other] < outstanding[chosen]:
                 chosen = other
-    memory[0] = chosen
+    else:
+        chosen = next_up(up, memory[M_LAST])
+        if kind == LEAST_OUTSTANDING:
+            size = len(up)
+            server = chosen
+            for _ in range(1, size):
+                server += 1
+                if server == size:
+                    server = 0
+                if up[server] == 1 and outstanding[server] < outstanding[chosen]:
+                    chosen = server
+    memory[M_LAST] = chosen
     return chosen

@@ -21,7 +21,7 @@ import numpy as np
 import simpy
 
 from accel.stations import Station
-from preba.balancing import choose_server
+from preba.balancing import M_ALIVE, choose_server
 from preba.batching import brain
 from preba.batching.state import (
     FAILED_SLICE_LOST,
@@ -168,7 +168,7 @@ class ReferenceEngine:
         self.credits = [[server.credits] * len(server.consumer_slice) for server in model.servers]
         self.balancer_up = [[1] * len(servers) for servers in model.model_servers]
         self.balancer_load = [[0] * len(servers) for servers in model.model_servers]
-        self.balancer_memory = [[NONE] for _ in model.model_servers]
+        self.balancer_memory = [[NONE, len(servers)] for servers in model.model_servers]
         self.position = {
             server: (m, place) for m, group in enumerate(model.model_servers) for place, server in enumerate(group)
         }
@@ -548,6 +548,7 @@ class ReferenceEngine:
             model_index, place = self.position[server]
             if len(self.model.model_servers[model_index]) > 1:
                 self.balancer_up[model_index][place] = 0
+                self.balancer_memory[model_index][M_ALIVE] = sum(self.balancer_up[model_index])
                 homeless += self._empty(server)
         for batch in lost:
             batch.lost = True
@@ -592,6 +593,7 @@ class ReferenceEngine:
         for server, consumer in self._servers_on(slice_index):
             model_index, place = self.position[server]
             self.balancer_up[model_index][place] = 1
+            self.balancer_memory[model_index][M_ALIVE] = sum(self.balancer_up[model_index])
             self.credits[server][consumer] = self.model.servers[server].credits
             brain.consumer_up(self.states[server], now, consumer)
             self._pump(server)

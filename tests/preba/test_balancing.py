@@ -45,7 +45,7 @@ def chi_square_limit(categories: int) -> float:
 
 def chosen_counts(kind: int, up: list[int], load: list[int], *, count: int = 20_000) -> np.ndarray:
     draws = np.random.default_rng(5).random((count, 2)).tolist()
-    memory = [NONE]
+    memory = [NONE, sum(up)]
     return np.bincount([choose_server(kind, up, load, memory, *draw) for draw in draws], minlength=len(up))
 
 
@@ -55,13 +55,13 @@ def test_balancer_chooses_a_server_in_service_and_remembers_it(
 ) -> None:
     """Whatever the balancer, its choice is in service; with none in service it says so and remembers nothing."""
     up, load, last, first, second = situation
-    memory = [last]
+    memory = [last, sum(up)]
     chosen = choose_server(kind, up, load, memory, first, second)
     if sum(up) == 0:
-        assert (chosen, memory) == (NONE, [last])
+        assert (chosen, memory) == (NONE, [last, 0])
     else:
         assert up[chosen] == 1
-        assert memory == [chosen]
+        assert memory == [chosen, sum(up)]
 
 
 @given(situation=situations())
@@ -70,13 +70,13 @@ def test_round_robin_takes_the_next_in_service(situation: tuple[list[int], list[
     up, load, last, first, second = situation
     size = len(up)
     alive = [(last + step) % size for step in range(1, size + 1) if up[(last + step) % size]]
-    chosen = choose_server(ROUND_ROBIN, up, load, [last], first, second)
+    chosen = choose_server(ROUND_ROBIN, up, load, [last, sum(up)], first, second)
     assert chosen == (alive[0] if alive else NONE)
 
 
 def test_round_robin_gives_everyone_the_same() -> None:
     """In any run of as many choices as there are servers each is chosen once."""
-    memory = [NONE]
+    memory = [NONE, 5]
     order = [choose_server(ROUND_ROBIN, [1] * 5, [0] * 5, memory, 0.5, 0.5) for _ in range(50)]
     assert order == [0, 1, 2, 3, 4] * 10
 
@@ -85,7 +85,7 @@ def test_round_robin_gives_everyone_the_same() -> None:
 def test_least_outstanding_chooses_a_minimum(situation: tuple[list[int], list[int], int, float, float]) -> None:
     """No server in service has fewer requests inside; of equals it is the next after the last choice."""
     up, load, last, first, second = situation
-    chosen = choose_server(LEAST_OUTSTANDING, up, load, [last], first, second)
+    chosen = choose_server(LEAST_OUTSTANDING, up, load, [last, sum(up)], first, second)
     alive = [server for server in range(len(up)) if up[server]]
     if alive:
         fewest = min(load[server] for server in alive)
@@ -99,7 +99,7 @@ def test_power_of_two_takes_the_shorter_of_two_different(
 ) -> None:
     """The choice is the better of two different servers, so with two or more in service never the worst alone."""
     up, load, last, first, second = situation
-    chosen = choose_server(POWER_OF_TWO, up, load, [last], first, second)
+    chosen = choose_server(POWER_OF_TWO, up, load, [last, sum(up)], first, second)
     alive = [server for server in range(len(up)) if up[server]]
     if len(alive) > 1:
         drawn = alive[int(first * len(alive))]

@@ -47,9 +47,10 @@ def test_compiled_balancers_choose_alike() -> None:
     jitted = compiled(balancing)
     rng = np.random.default_rng(4)
     for kind in balancing.BALANCER_CODES.values():
-        memory, remembered = [-1], np.array([-1], dtype=np.int64)
+        memory, remembered = [-1, 0], np.array([-1, 0], dtype=np.int64)
         for _ in range(300):
             up, load = rng.integers(0, 2, 5), rng.integers(0, 9, 5)
+            memory[1] = remembered[1] = up.sum()
             draws = (float(rng.random()), float(rng.random()))
             plain = balancing.choose_server(kind, up.tolist(), load.tolist(), memory, *draws)
             assert jitted["choose_server"](kind, up, load, remembered, *draws) == plain
