@@ -14,12 +14,28 @@ from preba.strict import Provenance
 from preba.trace import Trace
 from sim.capacity import StageLoad, overload_warnings, stage_loads
 from sim.model import SimModel, build_model
-from sim.reference import Progress, run_reference
 
+Progress = Callable[[int, int], None]
 Outages = tuple[tuple[int, int, int], ...]
 Engine = Callable[[SimModel, Progress | None], tuple[Records, StationSpans, Outages]]
 
-ENGINES: Mapping[str, Engine] = {"reference": run_reference}
+
+def run_compiled(model: SimModel, progress: Progress | None = None) -> tuple[Records, StationSpans, Outages]:
+    """Runs the compiled engine, see ``sim.compiled``."""
+    from sim.compiled.engine import run_general
+
+    return run_general(model, progress)
+
+
+def run_reference(model: SimModel, progress: Progress | None = None) -> tuple[Records, StationSpans, Outages]:
+    """Runs the SimPy reference engine, see ``sim.reference``."""
+    from sim import reference
+
+    return reference.run_reference(model, progress)
+
+
+DEFAULT_ENGINE = "compiled"
+ENGINES: Mapping[str, Engine] = {"compiled": run_compiled, "reference": run_reference}
 """Every engine by name; all give identical records for the same model."""
 
 
@@ -53,7 +69,7 @@ class Simulation:
 def simulate(
     resolved: ResolvedScenario,
     *,
-    engine: str = "reference",
+    engine: str = DEFAULT_ENGINE,
     trace: Trace | None = None,
     progress: Progress | None = None,
 ) -> Simulation:

@@ -18,6 +18,7 @@ from preba.batching.state import (
     S_QUEUE_MAX,
     SERVED,
     V_IDLE,
+    V_LEAST_LIMIT,
     V_WAITING,
     BatcherState,
 )
@@ -42,16 +43,14 @@ def late_limit(state: BatcherState, consumer: int) -> int:
 
 def late_take_batch(state: BatcherState, now_ns: int) -> int:
     """Forms and hands out the next batch if one may leave now; returns its consumer or ``NONE``."""
-    if state.scalar[V_WAITING] == 0:
+    if state.scalar[V_WAITING] == 0 or state.scalar[V_IDLE] == 0:
         return NONE
+    due = now_ns - state.request_enqueued_ns[state.queue_head[0]] >= state.setting[S_DELAY_NS]
+    if not due and state.queue_units[0] < state.scalar[V_LEAST_LIMIT]:
+        return NONE  # too few for any consumer: the search for the best one can be saved
     consumer = best_idle_consumer(state)
-    if consumer == NONE:
-        return NONE
     limit = late_limit(state, consumer)
-    head = state.queue_head[0]
-    full = state.queue_units[0] >= limit
-    due = now_ns - state.request_enqueued_ns[head] >= state.setting[S_DELAY_NS]
-    if not full and not due:
+    if not due and state.queue_units[0] < limit:
         return NONE
     payload = payload_open(state, queue_pop(state, 0))
     while state.queue_head[0] != NONE:

@@ -71,6 +71,7 @@ V_FORMED = 3  # payloads formed and waiting for a consumer
 V_REFUSED_HEAD = 4
 V_REFUSED_TAIL = 5
 V_CONSUMERS_UP = 6
+V_LEAST_LIMIT = 7  # units: the smallest batch limit of the batcher and all its consumers; does not change
 V_POLICY_FIRST = 8  # scalars from here on belong to one policy (Triton's: see triton_layout.py)
 V_CURRENT = 8  # Triton: payload that may still grow, NONE while it is empty
 V_DEFERRED_HEAD = 9  # Triton's rate limiter: payloads without an instance
@@ -201,6 +202,7 @@ def make_state(
     scalar[V_DEFERRED_HEAD] = NONE
     scalar[V_DEFERRED_TAIL] = NONE
     scalar[V_DUE_NS] = NEVER
+    scalar[V_LEAST_LIMIT] = min([setting[S_BATCH_MAX], *consumer_batch_max])
     return BatcherState(
         setting=filled(setting, SETTING_COUNT),
         scalar=scalar,

@@ -18,6 +18,7 @@ from preba.report.html import ComparisonEntry, render_comparison_html
 from preba.report.table import comparison_table
 from preba.scenario.load import load_scenario
 from preba.scenario.resolve import ResolvedScenario, resolve
+from sim.run import DEFAULT_ENGINE
 from sim.saturation import at_rate_factor, saturated_rps
 
 LOAD = 0.8
@@ -101,7 +102,7 @@ def _point(
     most_rps = saturated_rps(resolved)
     offered = _offered_rps(resolved)
     at_load = at_rate_factor(resolved, LOAD * most_rps / offered, requests)
-    simulation, context, summary = run_and_summarise(at_load, engine="reference", console=console)
+    simulation, context, summary = run_and_summarise(at_load, engine=DEFAULT_ENGINE, console=console)
     write_run(out / name, at_load, simulation, context, summary)
     return ComparisonEntry(
         label=label, group=modality, summary=summary, link=f"{name}/report.html", saturated_rps=most_rps

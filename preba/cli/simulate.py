@@ -18,13 +18,15 @@ from preba.report.table import print_summary
 from preba.scenario.load import errors_located, load_scenario
 from preba.scenario.resolve import ResolvedScenario, resolve
 from sim.context import report_context
-from sim.run import Simulation
+from sim.run import DEFAULT_ENGINE, Simulation
 from sim.run import simulate as run_scenario
 
 
 def simulate(
     scenario: Annotated[Path, typer.Argument(help="Scenario file (YAML).")],
-    engine: Annotated[str, typer.Option(help="Which engine runs it: reference.")] = "reference",
+    engine: Annotated[
+        str, typer.Option(help="Which engine runs it: compiled, or reference (SimPy; same answers).")
+    ] = DEFAULT_ENGINE,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="PATH=VALUE", help="Override a field, e.g. models[0].arrivals.rate_rps=500."),

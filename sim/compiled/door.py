@@ -14,19 +14,19 @@ from sim.compiled.layout import BATCHER, WORLD, Batcher, World
 from sim.compiled.memory import SHAPE_COLUMN_MASK, WORD, load_word
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def world_at(typingctx: Any, address: Any) -> Any:  # noqa: ANN401, ARG001
     """The world at an address."""
     return signature(WORLD, types.int64), lambda context, builder, sig, args: args[0]  # noqa: ARG005
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def batcher_at(typingctx: Any, address: Any) -> Any:  # noqa: ANN401, ARG001
     """The batcher at an address."""
     return signature(BATCHER, types.int64), lambda context, builder, sig, args: args[0]  # noqa: ARG005
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def column_mask(typingctx: Any, world: World) -> Any:  # noqa: ANN401, ARG001
     """The mask that turns a request into its place in a column."""
 

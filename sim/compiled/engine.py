@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -28,13 +29,15 @@ from preba.batching import (
     triton_rate,
     triton_scan,
 )
+from preba.batching.state import KIND_TRITON, S_KIND
 from preba.records import Records, StationSpans
 from sim import model as sim_model
 from sim import order, service
 from sim.compiled import door, failures, heap, jit, layout, loop, memory, requests
-from sim.compiled.jit import functions_of, make_callable
+from sim.compiled.jit import Callables, functions_of
 from sim.compiled.layout import K_FINISHED, STATUS_DONE, STATUS_ROWS_FULL
 from sim.compiled.world import Outages, RunMemory
+from sim.model import SimModel
 
 Progress = Callable[[int, int], None]
 
@@ -44,6 +47,9 @@ COMPILED: tuple[ModuleType, ...] = (
     heap, door, requests, failures, loop,
 )  # fmt: skip
 """Modules whose plain functions are compiled as they stand."""
+
+TRITON: tuple[ModuleType, ...] = (triton_rate, triton_scan, triton_payloads, triton)
+"""Those of them that only Triton's batcher needs."""
 
 READ: tuple[ModuleType, ...] = (*COMPILED, state, triton_layout, jit, layout, memory, sim_model)
 """Modules whose text decides what is compiled; a change in any of them makes compiled code on disk stale."""
@@ -61,19 +67,54 @@ def fingerprint() -> str:
     return digest.hexdigest()
 
 
-@functools.cache
-def entry() -> Callable[[int, int, int], int]:
-    """The compiled entry point: (address of a world, first call, event limit) to a ``STATUS_*``.
+@dataclass(frozen=True)
+class Variant:
+    """What a run needs of the engine; the rest is not compiled, which is what makes a first run quick.
 
-    Numba's cache notices a change in this file only; the fingerprint, as a closure variable, stands for the others.
+    Attributes
+    ----------
+    triton : bool
+        Some batcher is Triton's.
+    failures : bool
+        Slices fail or return.
     """
+
+    triton: bool
+    failures: bool
+
+
+def variant_of(model: SimModel) -> Variant:
+    """The smallest variant that can run a model."""
+    return Variant(
+        triton=any(server.plan.setting[S_KIND] == KIND_TRITON for server in model.servers),
+        failures=len(model.slice_events) > 0,
+    )
+
+
+@functools.cache
+def _callables() -> Callables:
+    callables = Callables({"Batcher": layout.BATCHER})
     for module in COMPILED:
         for function in functions_of(module):
-            make_callable(function, {"Batcher": layout.BATCHER})
-    sources = fingerprint()
+            callables.add(function)
+    return callables
+
+
+@functools.cache
+def entry(variant: Variant) -> Callable[[int, int, int], int]:
+    """The compiled entry point: (address of a world, 1 on the first call, event limit) to a ``STATUS_*``.
+
+    Numba's cache on disk notices a change in this file only; the key, a closure variable, stands for the others.
+    """
+    callables = _callables()
+    left_out = set() if variant.triton else {f for m in TRITON for f in functions_of(m)}
+    if not variant.failures:
+        left_out |= {failures.slice_fails, failures.slice_returns}
+    callables.left_out = frozenset(left_out)
+    key = f"{variant} {fingerprint()}"
 
     def run(address: int, first: int, limit: int) -> int:
-        if len(sources) == 0:
+        if len(key) == 0:
             return -1
         world = door.world_at(address)
         if first == 1:
@@ -84,7 +125,7 @@ def entry() -> Callable[[int, int, int], int]:
     return compiled
 
 
-def run_general(model: sim_model.SimModel, progress: Progress | None = None) -> tuple[Records, StationSpans, Outages]:
+def run_general(model: SimModel, progress: Progress | None = None) -> tuple[Records, StationSpans, Outages]:
     """Runs the compiled general engine.
 
     Parameters
@@ -99,7 +140,7 @@ def run_general(model: sim_model.SimModel, progress: Progress | None = None) -> 
         Records, station spans, and outages as (slice, from_ns, to_ns): equal to the reference engine's.
     """
     run_memory = RunMemory(model)
-    run = entry()
+    run = entry(variant_of(model))
     total = len(model.trace)
     status = run(run_memory.address, 1, EVENTS_PER_CALL)
     while status != STATUS_DONE:

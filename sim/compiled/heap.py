@@ -6,15 +6,48 @@ sequence numbers. Alarms have a heap of their own that is changed in place: an a
 
 from __future__ import annotations
 
-from preba.batching.state import NONE
+from preba.batching.state import NEVER, NONE, Ints
 from sim.compiled.layout import K_HEAP, K_TIMERS, World
+
+LAST_KEY = 1 << 60
+"""Larger than every order key."""
 
 
 def heap_push(world: World, at_ns: int, key: int, payload: int) -> None:
     """Adds an event."""
-    heap = world.heap
     place = world.clock[K_HEAP]
     world.clock[K_HEAP] = place + 1
+    heap_rise(world.heap, place, at_ns, key, payload)
+
+
+def heap_drop(world: World) -> None:
+    """Removes the first event of a heap that is not empty.
+
+    The gap goes down to a leaf along the earlier children and the last event rises from there: it nearly always
+    belongs near the bottom, so this way hardly a branch is hard to predict.
+    """
+    heap = world.heap
+    count = world.clock[K_HEAP] - 1
+    world.clock[K_HEAP] = count
+    at_ns = heap[3 * count]
+    key = heap[3 * count + 1]
+    payload = heap[3 * count + 2]
+    heap[3 * count] = NEVER  # so that a right child may always be looked at
+    heap[3 * count + 1] = LAST_KEY
+    place = 0
+    child = 1
+    while child < count:
+        child += lower(heap[3 * child + 3], heap[3 * child + 4], heap[3 * child], heap[3 * child + 1])
+        heap[3 * place] = heap[3 * child]
+        heap[3 * place + 1] = heap[3 * child + 1]
+        heap[3 * place + 2] = heap[3 * child + 2]
+        place = child
+        child = 2 * place + 1
+    heap_rise(heap, place, at_ns, key, payload)
+
+
+def heap_rise(heap: Ints, place: int, at_ns: int, key: int, payload: int) -> None:
+    """Puts an event into the gap at a place, or as far above as it belongs."""
     while place > 0:
         parent = (place - 1) >> 1
         parent_ns = heap[3 * parent]
@@ -29,32 +62,9 @@ def heap_push(world: World, at_ns: int, key: int, payload: int) -> None:
     heap[3 * place + 2] = payload
 
 
-def heap_drop(world: World) -> None:
-    """Removes the first event of a heap that is not empty."""
-    heap = world.heap
-    count = world.clock[K_HEAP] - 1
-    world.clock[K_HEAP] = count
-    at_ns = heap[3 * count]
-    key = heap[3 * count + 1]
-    place = 0
-    child = 1
-    while child < count:
-        child_ns = heap[3 * child]
-        if child + 1 < count:
-            other_ns = heap[3 * child + 3]
-            if other_ns < child_ns or (other_ns == child_ns and heap[3 * child + 4] < heap[3 * child + 1]):
-                child += 1
-                child_ns = other_ns
-        if at_ns < child_ns or (at_ns == child_ns and key < heap[3 * child + 1]):
-            break
-        heap[3 * place] = child_ns
-        heap[3 * place + 1] = heap[3 * child + 1]
-        heap[3 * place + 2] = heap[3 * child + 2]
-        place = child
-        child = 2 * place + 1
-    heap[3 * place] = at_ns
-    heap[3 * place + 1] = key
-    heap[3 * place + 2] = heap[3 * count + 2]
+def lower(at_ns: int, key: int, other_ns: int, other_key: int) -> int:
+    """1 if (at_ns, key) comes before the other; without a branch, because nothing could predict it."""
+    return int((at_ns < other_ns) | ((at_ns == other_ns) & (key < other_key)))
 
 
 def heap_before(world: World, at_ns: int, key: int) -> bool:

@@ -17,6 +17,8 @@ from typing import Any
 
 from numba.core import compiler, types
 from numba.core.imputils import lower_builtin
+from numba.core.types.containers import UniTuple
+from numba.core.types.misc import VarArg
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 
 from sim.compiled.memory import BlockType, FieldType
@@ -26,7 +28,7 @@ _SCALARS = {
     "float": types.float64,
     "bool": types.boolean,
     "None": types.none,
-    "tuple[int, int]": types.UniTuple(types.int64, 2),
+    "tuple[int, int]": UniTuple(types.int64, 2),
 }
 _PASSED = (BlockType, FieldType)
 _LIBRARY_MEMO = "_preba_functions"
@@ -41,47 +43,57 @@ def functions_of(module: ModuleType) -> list[Callable[..., Any]]:
     ]
 
 
-def make_callable(function: Callable[..., Any], blocks: Mapping[str, BlockType]) -> None:
-    """Lets compiled code that handles blocks call a plain function.
+class Callables:
+    """The plain functions that compiled code may call; whoever compiles decides which of them are left out.
 
     Parameters
     ----------
-    function : callable
-        Annotated with scalars, or with names that mean blocks.
     blocks : mapping of str to BlockType
         What an annotation means as the type of a result.
     """
-    parameters = [p.annotation for p in inspect.signature(function).parameters.values()]
-    returned = {**_SCALARS, **blocks}[inspect.signature(function).return_annotation]
 
-    class Typing(AbstractTemplate):  # type: ignore[misc]  # numba is not typed
-        def generic(self, args: Any, kws: Any) -> Any:  # noqa: ANN401
-            if kws or len(args) != len(parameters):
-                return None
-            accepted = []
-            for annotation, given in zip(parameters, args, strict=True):
-                if isinstance(given, _PASSED):
-                    accepted.append(given)
-                elif isinstance(given, types.Number | types.Boolean) and annotation in _SCALARS:
-                    accepted.append(_SCALARS[annotation])
-                else:
+    def __init__(self, blocks: Mapping[str, BlockType]) -> None:
+        self.types = {**_SCALARS, **blocks}
+        self.left_out: frozenset[Callable[..., Any]] = frozenset()
+        """Functions that the code being compiled never reaches: a call to one of them compiles to nothing."""
+
+    def add(self, function: Callable[..., Any]) -> None:
+        """Lets compiled code that handles blocks call a plain function, annotated with scalars or blocks."""
+        parameters = [p.annotation for p in inspect.signature(function).parameters.values()]
+        returned = self.types[inspect.signature(function).return_annotation]
+
+        class Typing(AbstractTemplate):
+            def generic(self, args: Any, kws: Any) -> Any:  # noqa: ANN401
+                if kws or len(args) != len(parameters):
                     return None
-            return signature(returned, *accepted)
+                accepted = []
+                for annotation, given in zip(parameters, args, strict=True):
+                    if isinstance(given, _PASSED):
+                        accepted.append(given)
+                    elif isinstance(given, types.Number | types.Boolean) and annotation in _SCALARS:
+                        accepted.append(_SCALARS[annotation])
+                    else:
+                        return None
+                return signature(returned, *accepted)
 
-    infer_global(function)(Typing)
+        infer_global(function)(Typing)
 
-    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:  # noqa: ANN401 - LLVM values
-        compiled = _compile_once(context, function, sig)
-        _, result = context.call_internal_no_propagate(builder, compiled.fndesc, sig, args)
-        return result
+        def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:  # noqa: ANN401 - LLVM values
+            if function in self.left_out:
+                return context.get_constant_null(sig.return_type)
+            compiled = _compile_once(context, function, sig)
+            _, result = context.call_internal_no_propagate(builder, compiled.fndesc, sig, args)
+            return result
 
-    lower_builtin(function, types.VarArg(types.Any))(lower)
+        lower_builtin(function, VarArg(types.Any))(lower)
 
 
 def _compile_once(context: Any, function: Callable[..., Any], sig: Any) -> Any:  # noqa: ANN401
     """Lowers a function into the library that is being compiled, unless that has been done."""
     library = context.active_code_library
     memo = library.__dict__.setdefault(_LIBRARY_MEMO, {})
+    if not memo:
+        _make_private_at_the_end(library, memo)
     key = (function, sig)
     if key not in memo:
         flags = compiler.Flags()
@@ -89,10 +101,23 @@ def _compile_once(context: Any, function: Callable[..., Any], sig: Any) -> Any: 
         flags.no_cpython_wrapper = True
         flags.no_cfunc_wrapper = True
         flags.error_model = "numpy"  # no division by zero can happen, so none is looked for
-        compiled = compiler.compile_internal(
+        memo[key] = compiler.compile_internal(
             context.typing_context, context, library, function, sig.args, sig.return_type, flags, {}
         )
-        # Nobody else calls it: what LLVM inlines everywhere need not become machine code of its own.
-        library._final_module.get_function(compiled.fndesc.llvm_func_name).linkage = "linkonce_odr"
-        memo[key] = compiled
     return memo[key]
+
+
+def _make_private_at_the_end(library: Any, memo: Mapping[Any, Any]) -> None:  # noqa: ANN401 - numba is not typed
+    """Hides a library's functions from other libraries once all of them are in it.
+
+    Two variants of the engine hold functions of the same names; were they public, the one loaded second would call
+    those of the first. Besides, LLVM is free to change the calling convention of what nobody else can see.
+    """
+    finalize = library.finalize
+
+    def privately() -> None:
+        for compiled in memo.values():
+            library._final_module.get_function(compiled.fndesc.llvm_func_name).linkage = "internal"
+        finalize()
+
+    library.finalize = privately

@@ -58,8 +58,9 @@ STATUS_PAUSED = 1
 STATUS_ROWS_FULL = 2
 STATUS_TRACE_NEEDED = 3
 
+OWNER_WORD = 7
+"""Word of a row that holds request + 1 while the row is taken."""
 HEAP_WORDS = 3  # time, order key, payload
-BATCH_WORDS = 12
 
 
 _REQUEST_TRACE = Column(masked=True, constant=True)
@@ -119,7 +120,7 @@ _WORLD: dict[str, Place] = {
     **SPAN_COLUMNS,
     # one row per request in flight
     "row_link": Row(6),  # next in a station's queue, a batch, the parked or the homeless
-    "row_owner": Row(7),  # request + 1 while the row is taken
+    "row_owner": Row(OWNER_WORD),
     "row_step": Row(8),
     "row_joined_ns": Row(9),
     "row_server": Row(10),
@@ -217,6 +218,15 @@ _WORLD: dict[str, Place] = {
     "homeless": _STATE,
 }
 WORLD = BlockType("world", _WORLD)
+
+
+def element(name: str) -> str:
+    """Element type of a column of the world."""
+    place = WORLD.places[name]
+    if not isinstance(place, Column):
+        raise TypeError(f"{name} is no column")
+    return str(place.element)
+
 
 BATCHER_SCALAR = 1
 BATCHER_OUT = BATCHER_SCALAR + SCALAR_COUNT

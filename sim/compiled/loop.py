@@ -6,7 +6,7 @@ from preba.batching.state import NEVER
 from preba.units import NS_PER_S
 from sim.compiled import door
 from sim.compiled.failures import slice_fails, slice_returns
-from sim.compiled.heap import heap_drop, heap_push, timer_clear
+from sim.compiled.heap import LAST_KEY, heap_drop, heap_push, timer_clear
 from sim.compiled.layout import (
     C_EVENTS,
     C_OPEN_IDENTITY,
@@ -50,7 +50,6 @@ from sim.order import (
 
 IDLE_LIMIT_NS = 3600 * NS_PER_S
 _ID_MASK = (1 << ID_BITS) - 1
-_NOTHING_KEY = 1 << 60
 
 
 def begin(world: World) -> None:
@@ -77,7 +76,7 @@ def play(world: World, limit: int) -> int:
     clock = world.clock
     for _ in range(limit):
         at_ns = NEVER
-        key = _NOTHING_KEY
+        key = LAST_KEY
         request = -1
         if clock[K_HEAP] > 0:
             at_ns = world.heap[0]
@@ -97,7 +96,7 @@ def play(world: World, limit: int) -> int:
                 request = candidate
         elif clock[K_MORE_TO_COME] == 1:
             return STATUS_TRACE_NEEDED
-        if key == _NOTHING_KEY:
+        if key == LAST_KEY:
             return STATUS_DONE
         rank = key >> ID_BITS
         identity = key & _ID_MASK

@@ -78,7 +78,7 @@ class Fixed:
 Place = Column | Row | Own | Fixed
 
 
-class FieldType(types.Type):  # type: ignore[misc]  # numba is not typed
+class FieldType(types.Type):
     """One field of a block: data address, length and mask."""
 
     def __init__(self, element: str, stride: int, *, masked: bool, constant: bool) -> None:
@@ -90,7 +90,7 @@ class FieldType(types.Type):  # type: ignore[misc]  # numba is not typed
         super().__init__(name=f"preba.field({element},{stride},{masked},{constant})")
 
 
-class BlockType(types.Type):  # type: ignore[misc]  # numba is not typed
+class BlockType(types.Type):
     """A block of one layout: an address."""
 
     def __init__(self, layout_name: str, layout: Mapping[str, Place]) -> None:
@@ -112,7 +112,7 @@ class BlockType(types.Type):  # type: ignore[misc]  # numba is not typed
 
 
 @register_model(BlockType)
-class BlockModel(models.PrimitiveModel):  # type: ignore[misc]  # numba is not typed
+class BlockModel(models.PrimitiveModel):
     """What a block is at run time: its address."""
 
     def __init__(self, dmm: Any, fe_type: BlockType) -> None:  # noqa: ANN401
@@ -120,7 +120,7 @@ class BlockModel(models.PrimitiveModel):  # type: ignore[misc]  # numba is not t
 
 
 @register_model(FieldType)
-class FieldModel(models.StructModel):  # type: ignore[misc]  # numba is not typed
+class FieldModel(models.StructModel):
     """What a field is at run time."""
 
     def __init__(self, dmm: Any, fe_type: FieldType) -> None:  # noqa: ANN401
@@ -141,7 +141,7 @@ def _offset(builder: Any, address: Any, words: int) -> Any:  # noqa: ANN401 - LL
 
 
 @infer_getattr
-class BlockAttributes(AttributeTemplate):  # type: ignore[misc]  # numba is not typed
+class BlockAttributes(AttributeTemplate):
     """``block.name`` is a field."""
 
     key = BlockType
@@ -151,7 +151,7 @@ class BlockAttributes(AttributeTemplate):  # type: ignore[misc]  # numba is not 
         return block.field(name)
 
 
-@lower_getattr_generic(BlockType)  # type: ignore[untyped-decorator]
+@lower_getattr_generic(BlockType)
 def _lower_field(context: Any, builder: Any, block_type: BlockType, block: Any, name: str) -> Any:  # noqa: ANN401
     place = block_type.places[name]
     field = cgutils.create_struct_proxy(block_type.field(name))(context, builder)
@@ -159,7 +159,7 @@ def _lower_field(context: Any, builder: Any, block_type: BlockType, block: Any, 
     if isinstance(place, Fixed):
         field.data = _offset(builder, block, place.word)
         field.size = ir.Constant(_INT64, place.length)
-        return field._getvalue()  # noqa: SLF001 - numba's way
+        return field._getvalue()
     shape = load_word(builder, block, constant=True)
     entry = SHAPE_FIELDS + 2 * block_type.order[name]
     found = load_word(builder, _offset(builder, shape, entry), constant=True)
@@ -170,22 +170,22 @@ def _lower_field(context: Any, builder: Any, block_type: BlockType, block: Any, 
         field.mask = load_word(builder, _offset(builder, shape, SHAPE_ROW_MASK), constant=True)
     elif isinstance(place, Column) and place.masked:
         field.mask = load_word(builder, _offset(builder, shape, SHAPE_COLUMN_MASK), constant=True)
-    return field._getvalue()  # noqa: SLF001 - numba's way
+    return field._getvalue()
 
 
 @infer_global(operator.getitem)
-class FieldGet(AbstractTemplate):  # type: ignore[misc]  # numba is not typed
+class FieldGet(AbstractTemplate):
     """``field[i]``."""
 
     def generic(self, args: Any, kws: Any) -> Any:  # noqa: ANN401, ARG002
         """Signature for these argument types."""
-        if len(args) == 2 and isinstance(args[0], FieldType) and isinstance(args[1], types.Integer):  # noqa: PLR2004
+        if len(args) == 2 and isinstance(args[0], FieldType) and isinstance(args[1], types.Integer):
             return signature(args[0].value, args[0], types.int64)
         return None
 
 
 @infer_global(operator.setitem)
-class FieldSet(AbstractTemplate):  # type: ignore[misc]  # numba is not typed
+class FieldSet(AbstractTemplate):
     """``field[i] = value``."""
 
     def generic(self, args: Any, kws: Any) -> Any:  # noqa: ANN401, ARG002
@@ -196,7 +196,7 @@ class FieldSet(AbstractTemplate):  # type: ignore[misc]  # numba is not typed
 
 
 @infer_global(len)
-class FieldLen(AbstractTemplate):  # type: ignore[misc]  # numba is not typed
+class FieldLen(AbstractTemplate):
     """``len(field)``."""
 
     def generic(self, args: Any, kws: Any) -> Any:  # noqa: ANN401, ARG002
@@ -214,7 +214,7 @@ def _element(context: Any, builder: Any, field_type: FieldType, field: Any, inde
     return builder.inttoptr(address, _ELEMENTS[field_type.element].as_pointer())
 
 
-@lower_builtin(operator.getitem, FieldType, types.Integer)  # type: ignore[untyped-decorator]
+@lower_builtin(operator.getitem, FieldType, types.Integer)
 def _lower_get(context: Any, builder: Any, sig: Any, args: Any) -> Any:  # noqa: ANN401
     value = builder.load(_element(context, builder, sig.args[0], *args))
     if sig.args[0].constant:
@@ -222,7 +222,7 @@ def _lower_get(context: Any, builder: Any, sig: Any, args: Any) -> Any:  # noqa:
     return builder.sext(value, _INT64) if sig.args[0].element == "i4" else value
 
 
-@lower_builtin(operator.setitem, FieldType, types.Integer, types.Any)  # type: ignore[untyped-decorator]
+@lower_builtin(operator.setitem, FieldType, types.Integer, types.Any)
 def _lower_set(context: Any, builder: Any, sig: Any, args: Any) -> Any:  # noqa: ANN401
     field, index, value = args
     if sig.args[0].element == "i4":
@@ -231,12 +231,12 @@ def _lower_set(context: Any, builder: Any, sig: Any, args: Any) -> Any:  # noqa:
     return context.get_dummy_value()
 
 
-@lower_builtin(len, FieldType)  # type: ignore[untyped-decorator]
+@lower_builtin(len, FieldType)
 def _lower_len(context: Any, builder: Any, sig: Any, args: Any) -> Any:  # noqa: ANN401
     return cgutils.create_struct_proxy(sig.args[0])(context, builder, value=args[0]).size
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def part(typingctx: Any, field: Any, start: Any, count: Any) -> Any:  # noqa: ANN401, ARG001
     """``count`` elements of a field from ``start`` on, sharing its memory."""
 
@@ -247,12 +247,12 @@ def part(typingctx: Any, field: Any, start: Any, count: Any) -> Any:  # noqa: AN
         cut.data = builder.add(whole.data, skipped)
         cut.size = args[2]
         cut.mask = whole.mask
-        return cut._getvalue()  # noqa: SLF001 - numba's way
+        return cut._getvalue()
 
     return signature(field, field, types.int64, types.int64), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def lowest_bit(typingctx: Any, word: Any) -> Any:  # noqa: ANN401, ARG001
     """Place of the lowest set bit of a number that is not 0."""
 
@@ -262,7 +262,7 @@ def lowest_bit(typingctx: Any, word: Any) -> Any:  # noqa: ANN401, ARG001
     return signature(types.int64, types.int64), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def peek(typingctx: Any, address: Any, index: Any) -> Any:  # noqa: ANN401, ARG001
     """The ``index``-th int64 at an address, which must be constant memory while compiled code runs."""
 

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from preba.batching.state import NEVER, NONE, PENDING
 from preba.records import Records, StationSpans, empty_columns
 from sim.compiled import layout as lay
-from sim.compiled.memory import ELEMENT_BYTES, ROW_WORDS, SHAPE_FIELDS, WORD, Column, Fixed, Own, Row
+from sim.compiled.memory import ROW_WORDS, SHAPE_FIELDS, WORD, Column, Fixed, Own, Row
 from sim.model import ServerModel, SimModel
 
 Array = NDArray[Any]
 Outages = tuple[tuple[int, int, int], ...]
 
-FIRST_ROWS = 1024
+FIRST_ROWS = 64
 """Requests in flight that memory is laid out for at first; doubled when they are more."""
 _DTYPES = {"i8": np.int64, "i4": np.int32, "f8": np.float64}
 _UNITS_PER_WORD = 32
@@ -51,7 +51,7 @@ class RunMemory:
         self._lay_slices()
         self._lay_records(count)
         self._lay_scalars()
-        self.rows = np.zeros((0, ROW_WORDS), dtype=np.int64)
+        self.rows: Array = np.zeros((0, ROW_WORDS), dtype=np.int64)
         self.shape = np.zeros(SHAPE_FIELDS + 2 * len(lay.WORLD.order), dtype=np.int64)
         self.block = np.zeros(1, dtype=np.int64)
         self.grow(rows)
@@ -59,10 +59,7 @@ class RunMemory:
     # -- laying out ------------------------------------------------------------------------------------------
 
     def _put(self, name: str, values: Array | Sequence[int] | Sequence[float]) -> None:
-        place = lay.WORLD.places[name]
-        assert isinstance(place, Column)
-        array = np.ascontiguousarray(values, dtype=_DTYPES[place.element])
-        self.arrays[name] = array
+        self.arrays[name] = np.ascontiguousarray(values, dtype=_DTYPES[lay.element(name)])
 
     def _full(self, name: str, count: int, value: int = 0) -> None:
         self._put(name, np.full(count, value, dtype=np.int64))
@@ -82,7 +79,7 @@ class RunMemory:
         self._put("trace_length", model.length_index)
         shared = model.preprocessing.shared
         self._put("trace_slice_item_ns", shared.item_ns if shared is not None else [0])
-        self.batcher_columns = {
+        self.batcher_columns: dict[str, Array] = {
             "request_units": np.ascontiguousarray(trace.batch_units, dtype=np.int32),
             "request_bucket": np.ascontiguousarray(model.bucket, dtype=np.int64),
             "request_priority": np.ascontiguousarray(trace.priority, dtype=np.int32),
@@ -196,20 +193,11 @@ class RunMemory:
             self._full(f"slice_{name}", count, value)
         self._full("slice_last_batch", count, NONE)
         self._full("slice_down_since_ns", count, NONE)
-        gpus = sorted(set(model.slice_gpu))
-        members = (
-            [[i for i, gpu in enumerate(model.slice_gpu) if gpu == mine] for mine in gpus]
-            if len(gpus) < 16
-            # noqa: PLR2004
-            else (_groups(model.slice_gpu))
-        )
-        self._put(
-            "slice_gpu",
-            [gpus.index(gpu) for gpu in model.slice_gpu]
-            if len(gpus) < 16
-            # noqa: PLR2004
-            else (np.searchsorted(gpus, model.slice_gpu)),
-        )
+        place = {gpu: index for index, gpu in enumerate(sorted(set(model.slice_gpu)))}
+        members: list[list[int]] = [[] for _ in place]
+        for index, gpu in enumerate(model.slice_gpu):
+            members[place[gpu]].append(index)
+        self._put("slice_gpu", [place[gpu] for gpu in model.slice_gpu])
         self._put("gpu_count", [len(group) for group in members])
         self._put("gpu_first", np.concatenate(([0], np.cumsum([len(group) for group in members])))[:-1])
         self._put("gpu_slice", [index for group in members for index in group])
@@ -227,9 +215,9 @@ class RunMemory:
         if not self.any_closed:
             self.arrays["scheduled_ns"] = self.arrays["trace_scheduled_ns"]
         else:
-            never = empty_columns(0)
+            blank = empty_columns(count)  # a closed loop that gets stuck never sends the rest
             for name in lay.RECORD_COLUMNS:
-                self.arrays[name] = empty_columns(count)[name] if name in never else self.arrays[name]
+                self.arrays[name] = blank[name]
         if self.model.preprocessing.shared is None:
             self.arrays["slice_preprocess_ns"] = np.zeros(count, dtype=np.int64)
         routes = np.array([len(route) for route in self.model.preprocessing.routes], dtype=np.int64)
@@ -276,10 +264,8 @@ class RunMemory:
         """Makes room for ``rows`` requests in flight, a power of two; those in flight keep their state."""
         old = self.rows
         self.rows = np.zeros((rows, ROW_WORDS), dtype=np.int64)
-        owner = lay.WORLD.places["row_owner"]
-        assert isinstance(owner, Row)
-        taken = old[old[:, owner.word] != 0]
-        self.rows[(taken[:, owner.word] - 1) & (rows - 1)] = taken
+        taken = old[old[:, lay.OWNER_WORD] != 0]
+        self.rows[(taken[:, lay.OWNER_WORD] - 1) & (rows - 1)] = taken
         homeless = np.zeros(rows, dtype=np.int64)
         self.arrays["homeless"] = homeless
         outstanding = sum(self.model.outstanding)
@@ -367,13 +353,6 @@ def _unit_mask(units: int) -> int:
     return (1 << min(units, _UNITS_PER_WORD)) - 1
 
 
-def _groups(keys: Sequence[int]) -> list[list[int]]:
-    found: dict[int, list[int]] = {}
-    for index, key in enumerate(keys):
-        found.setdefault(key, []).append(index)
-    return [found[key] for key in sorted(found)]
-
-
 class Batchers:
     """The batchers of all servers in one array of blocks; equal ones share a shape.
 
@@ -438,6 +417,3 @@ class _Shape:
                 self.words[entry], self.words[entry + 1] = address_of(rows), len(rows)
             elif isinstance(kind, Column) and kind.masked:
                 self.words[entry], self.words[entry + 1] = address_of(columns[name]), len(columns[name])
-
-
-assert ELEMENT_BYTES["i8"] == WORD

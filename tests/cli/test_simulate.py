@@ -45,7 +45,7 @@ def test_json_holds_the_promised_keys() -> None:
     stages = summary["stages_ms"]
     for name in ("preprocess_wait", "preprocess_service", "batching", "slice_queue", "execution", "hop"):
         assert set(stages[name]) >= {"mean", "p99"}
-    assert summary["engine"] == "reference"
+    assert summary["engine"] == "compiled"
     assert summary["requests"] == 6000
     assert set(summary["power_w"]) == {"cpu", "gpu", "accelerator", "total"}
     assert len(summary["utilization"]["slices"]) == 7
@@ -72,7 +72,7 @@ def test_out_folder_is_complete(run_folder: Path) -> None:
     assert 'src="http' not in page
     assert 'href="http' not in page.replace('href="https://', "")
     records, metadata = read_records(run_folder / "records.parquet")
-    assert metadata["engine"] == "reference"
+    assert metadata["engine"] == "compiled"
     assert len(records) == json.loads((run_folder / "summary.json").read_text())["requests"]
 
 
@@ -192,7 +192,8 @@ def test_unwritable_folder_is_an_error_that_leaves_nothing(tmp_path: Path) -> No
 
 def test_long_runs_report_progress_on_stderr() -> None:
     """A run of more than a second says on stderr how far it is, and stdout stays clean."""
-    done = preba("simulate", SCENARIOS / "preba-audio-preba.yaml", "--set", "run.requests=120000", "--json")
+    long = ("--set", "run.requests=120000", "--engine", "reference")
+    done = preba("simulate", SCENARIOS / "preba-audio-preba.yaml", *long, "--json")
     assert done.returncode == 0, done.stderr
     assert "of 120,000 requests" in done.stderr
     json.loads(done.stdout)
