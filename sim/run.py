@@ -22,9 +22,9 @@ Engine = Callable[[SimModel, Progress | None], tuple[Records, StationSpans, Outa
 
 def run_compiled(model: SimModel, progress: Progress | None = None) -> tuple[Records, StationSpans, Outages]:
     """Runs the compiled engine, see ``sim.compiled``."""
-    from sim.compiled.engine import run_general
+    from sim.compiled import automatic  # imports Numba, which the reference needs not
 
-    return run_general(model, progress)
+    return automatic.run_compiled(model, progress)
 
 
 def run_reference(model: SimModel, progress: Progress | None = None) -> tuple[Records, StationSpans, Outages]:

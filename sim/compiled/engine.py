@@ -92,12 +92,13 @@ def variant_of(model: SimModel) -> Variant:
 
 
 @functools.cache
-def _callables() -> Callables:
-    callables = Callables({"Batcher": layout.BATCHER})
+def callables() -> Callables:
+    """Every function that compiled code may call, made callable once."""
+    found = Callables({"Batcher": layout.BATCHER})
     for module in COMPILED:
         for function in functions_of(module):
-            callables.add(function)
-    return callables
+            found.add(function)
+    return found
 
 
 @functools.cache
@@ -106,11 +107,10 @@ def entry(variant: Variant) -> Callable[[int, int, int], int]:
 
     Numba's cache on disk notices a change in this file only; the key, a closure variable, stands for the others.
     """
-    callables = _callables()
     left_out = set() if variant.triton else {f for m in TRITON for f in functions_of(m)}
     if not variant.failures:
         left_out |= {failures.slice_fails, failures.slice_returns}
-    callables.left_out = frozenset(left_out)
+    callables().left_out = frozenset(left_out)
     key = f"{variant} {fingerprint()}"
 
     def run(address: int, first: int, limit: int) -> int:

@@ -1,0 +1,279 @@
+"""The recursion behind the structural fast path: one FIFO station, then one batcher. Numba subset, no event list.
+
+In a FIFO pool a heap of release times pops completions in order of time, so the batcher's input comes out sorted. The
+batcher is then one decision per batch: it leaves at the first *occasion* (an arrival, a consumer that gets ready, the
+alarm) at which a consumer is idle and the batch is full or due. Occasions of one moment come in the order of
+``sim.order``: consumers first, by number, then arrivals, then the alarm.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sim.compiled.memory import lowest_bit
+from sim.service import execution_ns, slice_preprocess_ns
+
+# Indices into the integer settings of ``form_batches``.
+B_FULL = 0  # waiting requests at which a batch is full
+B_TAKE = 1  # requests it takes at most
+B_UNITS = 2  # batch units of each request
+B_DELAY_NS = 3
+B_BY_AGE = 4  # 1: of the idle consumers the one that is idle longest, 0: the one of lowest rank
+B_TURNAROUND_NS = 5
+B_RESPONSE_NS = 6
+B_SLOWDOWN_PPM = 7
+B_SHARED = 8
+B_LENGTHS = 9  # 1: execution times depend on the requests' lengths
+B_COUNT = 10
+
+DONE = 0
+ZERO_SERVICE = 1
+"""A batch took no time at all, for which the recursion is not made."""
+_NEVER = 1 << 62
+
+
+def pass_station(
+    scheduled_ns: Any,
+    occupancy_ns: Any,
+    launch_ns: int,
+    units: int,
+    shift: int,
+    memory: Any,
+    start_ns: Any,
+    end_ns: Any,
+    wait_ns: Any,
+    unit_index: Any,
+    left_ns: Any,
+    left: Any,
+) -> None:
+    """Plays a FIFO pool; writes when each request starts and ends, and who left when, in order (time, request).
+
+    ``memory`` has three rows of ``units`` + 1: a heap of (release time << shift) | unit, the request on each unit, and
+    the free units, 32 to a word.
+    """
+    heap, owner, free = memory[0], memory[1], memory[2]
+    low = (1 << shift) - 1
+    size = 0
+    free_count = units
+    for unit in range(units):
+        free[unit >> 5] |= 1 << (unit & 31)
+    out = 0
+    for request in range(len(scheduled_ns)):
+        arrived_ns = scheduled_ns[request]
+        while size > 0 and (heap[0] >> shift) <= arrived_ns:
+            key = heap[0]
+            unit = key & low
+            out = leave(left_ns, left, out, key >> shift, owner[unit])
+            free[unit >> 5] |= 1 << (unit & 31)
+            free_count += 1
+            size -= 1
+            sink(heap, size, heap[size])
+        began_ns = arrived_ns
+        if free_count > 0:
+            free_count -= 1
+            word = 0
+            while free[word] == 0:
+                word += 1
+            bits = free[word]
+            bit = lowest_bit(bits)
+            free[word] = bits & (bits - 1)
+            unit = word * 32 + bit
+            finished_ns = began_ns + launch_ns + occupancy_ns[request]
+            rise(heap, size, (finished_ns << shift) | unit)
+            size += 1
+        else:
+            unit = heap[0] & low
+            began_ns = heap[0] >> shift
+            out = leave(left_ns, left, out, began_ns, owner[unit])
+            finished_ns = began_ns + launch_ns + occupancy_ns[request]
+            sink(heap, size, (finished_ns << shift) | unit)
+        owner[unit] = request
+        start_ns[request] = began_ns
+        end_ns[request] = finished_ns
+        wait_ns[request] = began_ns - arrived_ns
+        unit_index[request] = unit
+    while size > 0:
+        key = heap[0]
+        out = leave(left_ns, left, out, key >> shift, owner[key & low])
+        size -= 1
+        sink(heap, size, heap[size])
+
+
+def leave(left_ns: Any, left: Any, out: int, at_ns: int, request: int) -> int:
+    """Notes that a request left; among those of one moment by number."""
+    place = out
+    while place > 0 and left_ns[place - 1] == at_ns and left[place - 1] > request:
+        left_ns[place] = at_ns
+        left[place] = left[place - 1]
+        place -= 1
+    left_ns[place] = at_ns
+    left[place] = request
+    return out + 1
+
+
+def rise(heap: Any, place: int, key: int) -> None:
+    """Adds a key to a heap of ``place`` keys."""
+    while place > 0:
+        parent = (place - 1) >> 1
+        if heap[parent] <= key:
+            break
+        heap[place] = heap[parent]
+        place = parent
+    heap[place] = key
+
+
+def sink(heap: Any, size: int, key: int) -> None:
+    """Replaces the first of ``size`` keys; does nothing to an empty heap."""
+    place = 0
+    child = 1
+    heap[size] = _NEVER
+    while child < size:
+        child += heap[child + 1] < heap[child]
+        if key <= heap[child]:
+            break
+        heap[place] = heap[child]
+        place = child
+        child = 2 * place + 1
+    heap[place] = key
+
+
+def best_idle(ready_ns: Any, rank: Any, now_ns: int, turn: int, by_age: int) -> int:
+    """The idle consumer to serve; of those ready at this very moment only the first ``turn`` + 1 have had their turn."""
+    best = -1
+    best_key = 0
+    for consumer in range(len(ready_ns)):
+        if ready_ns[consumer] < now_ns or (ready_ns[consumer] == now_ns and consumer <= turn):
+            key = rank[consumer]
+            if by_age == 1:
+                key = ready_ns[consumer]
+            if best < 0 or key < best_key:
+                best = consumer
+                best_key = key
+    return best
+
+
+def first_ready(ready_ns: Any) -> int:
+    """The consumer that gets ready first."""
+    first = 0
+    for consumer in range(1, len(ready_ns)):
+        if ready_ns[consumer] < ready_ns[first]:
+            first = consumer
+    return first
+
+
+def ready_exactly(ready_ns: Any, at_ns: int) -> int:
+    """The first consumer that gets ready at a moment, or -1."""
+    for consumer in range(len(ready_ns)):
+        if ready_ns[consumer] == at_ns:
+            return consumer
+    return -1
+
+
+def form_batches(
+    came_ns: Any,
+    came: Any,
+    setting: Any,
+    consumers: Any,
+    slices: Any,
+    reals: Any,
+    gpu_slice: Any,
+    table: Any,
+    kind_row: Any,
+    factor: Any,
+    length: Any,
+    item_ns: Any,
+    starts_ns: Any,
+    ends_ns: Any,
+    done_ns: Any,
+    preprocess_ns: Any,
+    slice_index: Any,
+    batch_id: Any,
+    batch_size: Any,
+) -> int:
+    """Forms and executes all batches of the requests that come to one batcher, in order.
+
+    ``consumers`` has rows rank, slice, ready time; ``slices`` rows GPU, first and count in ``gpu_slice``, stream free
+    time, launch time; ``reals`` rows slice factor and (first element) the slowdown beside preprocessing.
+    """
+    count = len(came_ns)
+    rank, its_slice, ready_ns = consumers[0], consumers[1], consumers[2]
+    everybody = len(ready_ns)
+    full, take, delay_ns = setting[B_FULL], setting[B_TAKE], setting[B_DELAY_NS]
+    head = 0
+    batch = 0
+    seen = 0
+    now_ns = 0
+    turn = everybody
+    while head < count:
+        if head == seen:
+            now_ns = came_ns[head]
+            seen += 1
+            turn = everybody
+        consumer = best_idle(ready_ns, rank, now_ns, turn, setting[B_BY_AGE])
+        if consumer < 0:
+            # Nobody is idle: the next occasion that matters is the first consumer to get ready.
+            turn = first_ready(ready_ns)
+            now_ns = ready_ns[turn]
+            while seen < count and came_ns[seen] < now_ns:
+                seen += 1
+            continue
+        due_ns = came_ns[head] + delay_ns
+        if seen - head < full and now_ns < due_ns:
+            while seen < count and seen - head < full and came_ns[seen] < due_ns:
+                seen += 1
+            if seen - head >= full:
+                now_ns = came_ns[seen - 1]
+                turn = everybody
+            else:
+                now_ns = due_ns
+                turn = ready_exactly(ready_ns, due_ns)
+                if turn < 0:
+                    turn = everybody
+                    if seen < count and came_ns[seen] == due_ns:
+                        seen += 1
+            consumer = best_idle(ready_ns, rank, now_ns, turn, setting[B_BY_AGE])
+        taken = min(seen - head, take)
+        slice_ = its_slice[consumer]
+        first = came[head]
+        batch_factor = factor[first]
+        shared_ns = 0
+        if setting[B_SHARED] == 1:
+            items_ns = 0
+            for place in range(head, head + taken):
+                items_ns += item_ns[came[place]]
+            shared_ns = slice_preprocess_ns(slices[4, slice_], items_ns, reals[0, slice_])
+            batch_factor *= reals[1, 0]
+        longest = 0
+        if setting[B_LENGTHS] == 1:
+            for place in range(head, head + taken):
+                longest = max(longest, length[came[place]])
+        gpu = slices[0, slice_]
+        busy = 0
+        if setting[B_SLOWDOWN_PPM] > 0:
+            for place in range(slices[1, gpu], slices[1, gpu] + slices[2, gpu]):
+                other = gpu_slice[place]
+                if other != slice_ and slices[3, other] > now_ns:
+                    busy += 1
+        table_ns = table[kind_row[slice_], longest, taken * setting[B_UNITS]]
+        end_ns = now_ns + shared_ns
+        end_ns += execution_ns(table_ns, batch_factor, setting[B_SLOWDOWN_PPM], busy, slices[2, gpu] - 1)
+        if end_ns == now_ns:
+            return ZERO_SERVICE
+        slices[3, slice_] = end_ns
+        ready_ns[consumer] = end_ns + setting[B_TURNAROUND_NS]
+        for place in range(head, head + taken):
+            request = came[place]
+            starts_ns[request] = now_ns
+            ends_ns[request] = end_ns
+            slice_index[request] = slice_
+            batch_id[request] = batch
+            batch_size[request] = taken
+        if setting[B_RESPONSE_NS] > 0:
+            for place in range(head, head + taken):
+                done_ns[came[place]] = end_ns + setting[B_RESPONSE_NS]
+        if setting[B_SHARED] == 1:
+            for place in range(head, head + taken):
+                preprocess_ns[came[place]] = shared_ns
+        head += taken
+        batch += 1
+    return DONE
