@@ -131,17 +131,15 @@ def _compiled() -> tuple[Callable[..., None], Callable[..., int]]:
     ):
         numba.extending.register_jitable(function)
     key = fingerprint()
-    inner_station = numba.extending.register_jitable(kernel.pass_station)
-    inner_batches = numba.extending.register_jitable(kernel.form_batches)
 
     def station(*arguments: Any) -> None:  # noqa: ANN401 - Numba types them
         if len(key) > 0:
-            inner_station(*arguments)
+            kernel.pass_station(*arguments)
 
     def batches(*arguments: Any) -> int:  # noqa: ANN401 - Numba types them
         if len(key) == 0:
             return -1
-        return inner_batches(*arguments)
+        return int(kernel.form_batches(*arguments))
 
     jit = numba.njit(cache=True, nogil=True, error_model="numpy")
     return jit(station), jit(batches)
@@ -167,9 +165,8 @@ def run_structural(model: SimModel) -> tuple[Records, StationSpans, Outages] | N
     start_ns = end_ns = trace.scheduled_ns
     wait_ns = np.zeros(count, dtype=np.int64)
     came_ns, came = trace.scheduled_ns, request_id
-    spans = StationSpans(
-        *(np.zeros(0, dtype=np.int32) for _ in range(2)), *(np.zeros(0, dtype=np.int64) for _ in range(5))
-    )
+    none32, none64 = np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int64)
+    spans = StationSpans(none32, none32, none64, none64, none64, none64, none64)
     enqueued_ns = end_ns
     if model.preprocessing.routes[0]:
         index = model.preprocessing.routes[0][0]

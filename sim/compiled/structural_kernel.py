@@ -8,10 +8,14 @@ alarm) at which a consumer is idle and the batch is full or due. Occasions of on
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
+
+from numpy.typing import NDArray
 
 from sim.compiled.memory import lowest_bit
 from sim.service import execution_ns, slice_preprocess_ns
+
+Array: TypeAlias = NDArray[Any]
 
 # Indices into the integer settings of ``form_batches``.
 B_FULL = 0  # waiting requests at which a batch is full
@@ -33,18 +37,18 @@ _NEVER = 1 << 62
 
 
 def pass_station(
-    scheduled_ns: Any,
-    occupancy_ns: Any,
+    scheduled_ns: Array,
+    occupancy_ns: Array,
     launch_ns: int,
     units: int,
     shift: int,
-    memory: Any,
-    start_ns: Any,
-    end_ns: Any,
-    wait_ns: Any,
-    unit_index: Any,
-    left_ns: Any,
-    left: Any,
+    memory: Array,
+    start_ns: Array,
+    end_ns: Array,
+    wait_ns: Array,
+    unit_index: Array,
+    left_ns: Array,
+    left: Array,
 ) -> None:
     """Plays a FIFO pool; writes when each request starts and ends, and who left when, in order (time, request).
 
@@ -99,7 +103,7 @@ def pass_station(
         sink(heap, size, heap[size])
 
 
-def leave(left_ns: Any, left: Any, out: int, at_ns: int, request: int) -> int:
+def leave(left_ns: Array, left: Array, out: int, at_ns: int, request: int) -> int:
     """Notes that a request left; among those of one moment by number."""
     place = out
     while place > 0 and left_ns[place - 1] == at_ns and left[place - 1] > request:
@@ -111,7 +115,7 @@ def leave(left_ns: Any, left: Any, out: int, at_ns: int, request: int) -> int:
     return out + 1
 
 
-def rise(heap: Any, place: int, key: int) -> None:
+def rise(heap: Array, place: int, key: int) -> None:
     """Adds a key to a heap of ``place`` keys."""
     while place > 0:
         parent = (place - 1) >> 1
@@ -122,7 +126,7 @@ def rise(heap: Any, place: int, key: int) -> None:
     heap[place] = key
 
 
-def sink(heap: Any, size: int, key: int) -> None:
+def sink(heap: Array, size: int, key: int) -> None:
     """Replaces the first of ``size`` keys; does nothing to an empty heap."""
     place = 0
     child = 1
@@ -137,8 +141,8 @@ def sink(heap: Any, size: int, key: int) -> None:
     heap[place] = key
 
 
-def best_idle(ready_ns: Any, rank: Any, now_ns: int, turn: int, by_age: int) -> int:
-    """The idle consumer to serve; of those ready at this very moment only the first ``turn`` + 1 have had their turn."""
+def best_idle(ready_ns: Array, rank: Array, now_ns: int, turn: int, by_age: int) -> int:
+    """The idle consumer to serve; of those that get ready at this very moment only those up to ``turn`` are."""
     best = -1
     best_key = 0
     for consumer in range(len(ready_ns)):
@@ -152,7 +156,7 @@ def best_idle(ready_ns: Any, rank: Any, now_ns: int, turn: int, by_age: int) -> 
     return best
 
 
-def first_ready(ready_ns: Any) -> int:
+def first_ready(ready_ns: Array) -> int:
     """The consumer that gets ready first."""
     first = 0
     for consumer in range(1, len(ready_ns)):
@@ -161,7 +165,7 @@ def first_ready(ready_ns: Any) -> int:
     return first
 
 
-def ready_exactly(ready_ns: Any, at_ns: int) -> int:
+def ready_exactly(ready_ns: Array, at_ns: int) -> int:
     """The first consumer that gets ready at a moment, or -1."""
     for consumer in range(len(ready_ns)):
         if ready_ns[consumer] == at_ns:
@@ -170,25 +174,25 @@ def ready_exactly(ready_ns: Any, at_ns: int) -> int:
 
 
 def form_batches(
-    came_ns: Any,
-    came: Any,
-    setting: Any,
-    consumers: Any,
-    slices: Any,
-    reals: Any,
-    gpu_slice: Any,
-    table: Any,
-    kind_row: Any,
-    factor: Any,
-    length: Any,
-    item_ns: Any,
-    starts_ns: Any,
-    ends_ns: Any,
-    done_ns: Any,
-    preprocess_ns: Any,
-    slice_index: Any,
-    batch_id: Any,
-    batch_size: Any,
+    came_ns: Array,
+    came: Array,
+    setting: Array,
+    consumers: Array,
+    slices: Array,
+    reals: Array,
+    gpu_slice: Array,
+    table: Array,
+    kind_row: Array,
+    factor: Array,
+    length: Array,
+    item_ns: Array,
+    starts_ns: Array,
+    ends_ns: Array,
+    done_ns: Array,
+    preprocess_ns: Array,
+    slice_index: Array,
+    batch_id: Array,
+    batch_size: Array,
 ) -> int:
     """Forms and executes all batches of the requests that come to one batcher, in order.
 
