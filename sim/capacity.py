@@ -7,9 +7,10 @@ Mean-value arithmetic on the drawn trace: no queueing, no randomness. The capaci
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from preba.units import NS_PER_S
 from sim.model import ServerModel, SimModel
@@ -103,7 +104,8 @@ def _slice_loads(model: SimModel, model_names: Sequence[str], rates: Sequence[fl
         mine = np.flatnonzero(model.trace.model_index == model_index)
         if len(mine) == 0 or model.outstanding[model_index]:
             continue
-        capacity = sum(_server_capacity_rps(model, model.servers[server], mine) for server in servers)
+        mix = _mix(model, model_index, slice(None) if len(mine) == len(model.trace) else mine)
+        capacity = sum(_server_capacity_rps(model, model.servers[server], mix) for server in servers)
         loads.append(
             StageLoad(
                 stage=f"slices of {model_names[model_index]}",
@@ -114,34 +116,87 @@ def _slice_loads(model: SimModel, model_names: Sequence[str], rates: Sequence[fl
     return loads
 
 
-def _server_capacity_rps(model: SimModel, server: ServerModel, requests: np.ndarray) -> float:
+@dataclass(frozen=True)
+class _Mix:
+    """The requests of one model by all that decides their cost: which pairs of length and bucket there are.
+
+    Attributes
+    ----------
+    length, bucket : int64[pairs]
+    pair_index : int64[requests]
+        Which pair each request has.
+    units : int
+        Batch units of a request.
+    execution_factor : float
+        Mean over the requests.
+    item_ns : float
+        Mean work of preprocessing a request on a slice that does both, else 0.
+    best_ns : dict
+        Mean cost of a unit found so far, by what it depends on; slices of one kind share it.
+    """
+
+    length: NDArray[np.int64]
+    bucket: NDArray[np.int64]
+    pair_index: NDArray[np.int64]
+    units: int
+    execution_factor: float
+    item_ns: float
+    best_ns: dict[tuple[object, ...], float] = field(default_factory=dict)
+
+
+def _mix(model: SimModel, model_index: int, requests: NDArray[np.intp] | slice) -> _Mix:
+    length, bucket = model.length_index[requests], model.bucket[requests]
+    width = int(bucket.max()) + 1
+    code = length * width + bucket
+    present = np.flatnonzero(np.bincount(code))
+    place = np.zeros(int(present[-1]) + 1, dtype=np.int64)
+    place[present] = np.arange(len(present))
+    shared = model.preprocessing.shared
+    uses_shared = shared is not None and model.preprocessing.uses_shared[model_index]
+    return _Mix(
+        length=present // width,
+        bucket=present % width,
+        pair_index=place[code],
+        units=int(model.trace.batch_units[requests][0]),
+        execution_factor=float(model.trace.execution_factor[requests].mean()),
+        item_ns=float(shared.item_ns[requests].mean()) if shared is not None and uses_shared else 0.0,
+    )
+
+
+def _server_capacity_rps(model: SimModel, server: ServerModel, mix: _Mix) -> float:
     """Sum over the server's slices of their best rate on this mix of inputs."""
     tables = model.tables[server.model_index]
-    lengths = model.length_index[requests]
     bucket_max = np.array(server.plan.bucket_batch_max)
-    limits = bucket_max[np.minimum(model.bucket[requests], len(bucket_max) - 1)]
-    units = int(model.trace.batch_units[requests[0]])
+    limits = bucket_max[np.minimum(mix.bucket, len(bucket_max) - 1)]
     total = 0.0
     for slice_index in dict.fromkeys(server.consumer_slice):
         consumer = server.consumer_slice.index(slice_index)
-        rows = tables.execution_ns[model.slice_kind[slice_index]]
-        factor = float(model.trace.execution_factor[requests].mean())
-        cap = np.minimum(limits, server.consumer_batch_max[consumer])
-        best = np.full(len(requests), np.inf)
-        for batch in range(units, int(cap.max()) + 1, units):
-            # The cheapest batch size an input of this length may travel in.
-            cost = rows[lengths, np.minimum(batch, cap)] / np.minimum(batch, cap)
-            best = np.minimum(best, cost)
-        work_ns = float(best.mean()) * units * factor
+        batch_max = server.consumer_batch_max[consumer]
+        kind = model.slice_kind[slice_index]
+        cap = np.minimum(limits, batch_max)
+        key = (kind, batch_max, server.plan.bucket_batch_max)
+        if key not in mix.best_ns:
+            mix.best_ns[key] = _best_ns(tables.execution_ns[kind], mix, cap)
+        work_ns = mix.best_ns[key] * mix.units * mix.execution_factor
         work_ns *= 1.0 + tables.slowdown_ppm / 1_000_000 * _busy_neighbour_share(model, server, slice_index)
         shared = model.preprocessing.shared
         if shared is not None and model.preprocessing.uses_shared[server.model_index]:
             work_ns *= shared.execution_slowdown
-        work_ns += _shared_work_ns(model, server.model_index, slice_index, requests, int(cap.max()))
+            item_ns = mix.item_ns * float(shared.slice_factor[slice_index])
+            work_ns += item_ns + float(shared.launch_ns[slice_index]) / int(cap.max())
         if server.credits == 1:  # with several batches in flight the turn-around overlaps execution
-            work_ns += model.turnaround_ns / max(int(cap.max()) // units, 1)
+            work_ns += model.turnaround_ns / max(int(cap.max()) // mix.units, 1)
         total += NS_PER_S / work_ns
     return total
+
+
+def _best_ns(rows_ns: NDArray[np.int64], mix: _Mix, cap: NDArray[np.int64]) -> float:
+    """Mean over the requests of what a unit costs in the cheapest batch that an input of its kind may travel in."""
+    best = np.full(len(cap), np.inf)
+    for batch in range(mix.units, int(cap.max()) + 1, mix.units):
+        size = np.minimum(batch, cap)
+        best = np.minimum(best, rows_ns[mix.length, size] / size)
+    return float(best[mix.pair_index].mean())
 
 
 def _busy_neighbour_share(model: SimModel, server: ServerModel, slice_index: int) -> float:
@@ -150,14 +205,6 @@ def _busy_neighbour_share(model: SimModel, server: ServerModel, slice_index: int
     own = {s for other in model.servers if other.model_index == server.model_index for s in other.consumer_slice}
     others = [s for s, its_gpu in enumerate(model.slice_gpu) if its_gpu == gpu and s != slice_index]
     return sum(1 for s in others if s in own) / len(others) if others else 0.0
-
-
-def _shared_work_ns(model: SimModel, model_index: int, slice_index: int, requests: np.ndarray, batch: int) -> float:
-    shared = model.preprocessing.shared
-    if shared is None or not model.preprocessing.uses_shared[model_index]:
-        return 0.0
-    item_ns = float(shared.item_ns[requests].mean()) * float(shared.slice_factor[slice_index])
-    return item_ns + float(shared.launch_ns[slice_index]) / batch
 
 
 def overload_warnings(loads: Sequence[StageLoad]) -> list[str]:

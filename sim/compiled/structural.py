@@ -121,14 +121,7 @@ def _shift(units: int) -> int:
 def _compiled() -> tuple[Callable[..., None], Callable[..., int]]:
     """The two passes as machine code; sources they depend on are in the key of the cache on disk."""
     callables()
-    for function in (
-        kernel.leave,
-        kernel.rise,
-        kernel.sink,
-        kernel.best_idle,
-        kernel.first_ready,
-        kernel.ready_exactly,
-    ):
+    for function in functions_of(kernel):
         numba.extending.register_jitable(function)
     key = fingerprint()
 
