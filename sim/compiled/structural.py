@@ -19,6 +19,7 @@ from preba.batching import state as s
 from preba.records import Records, StationSpans
 from sim.compiled import structural_kernel as kernel
 from sim.compiled.engine import callables, fingerprint
+from sim.compiled.jit import functions_of
 from sim.compiled.world import Outages
 from sim.model import ServerModel, SimModel
 from sim.service import BACKEND_BLOCKING, BACKEND_TRT_GRAPH
