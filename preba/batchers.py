@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from preba.batching import brain as builtin_brain
 from preba.batching import state as s
+from preba.batching.plugin import Plugin, PluginBrain, load_plugin
 from preba.batching.triton_config import TritonBatcher
 from preba.errors import ScenarioError
 from preba.knee import knee
 from preba.profile import LatencyProfile
+from preba.replay import located
 from preba.strict import StrictModel
 from preba.units import ns_from_ms, ns_from_s
 
@@ -78,8 +82,27 @@ class PrebaBatching(StrictModel):
     slice_choice: SliceChoice = "first"
 
 
+class PluginBatching(StrictModel):
+    """A policy from a Python file of the user's own, see docs/plugins.md."""
+
+    kind: Literal["plugin"]
+    file: str
+    """Relative paths are looked for beside the scenario first."""
+    batch_max: PositiveInt
+    queue_count: PositiveInt = 1
+    queue_max: int = Field(default=0, ge=0)
+    slice_choice: Literal["first", "fastest", "longest_idle"] = "first"
+    settings: dict[str, float] = Field(default_factory=dict)
+    """The policy's own settings; a setting ``x_ns`` may be given as ``x_us``, ``x_ms`` or ``x_s``."""
+
+    def located(self, folder: Path) -> PluginBatching:
+        """The same with the file's path made absolute, relative paths counted from ``folder``."""
+        return self.model_copy(update={"file": str(located(self.file, folder))})
+
+
 BatcherConfig = Annotated[
-    NoBatching | FixedBatching | GreedyBatching | PrebaBatching | TritonBatcher, Field(discriminator="kind")
+    NoBatching | FixedBatching | GreedyBatching | PrebaBatching | TritonBatcher | PluginBatching,
+    Field(discriminator="kind"),
 ]
 
 
@@ -108,6 +131,8 @@ class BatcherPlan:
         Triton's table of queue policies and rate limits; the default is that of a single plain queue.
     keeps_order : bool
         Whether answers leave in the order in which their requests were taken up (Triton's preserve_ordering).
+    plugin : Plugin or None
+        The user's policy, where it is one.
     """
 
     setting: tuple[int, ...]
@@ -119,6 +144,12 @@ class BatcherPlan:
     batch_max: int
     policy: tuple[int, ...] = (0, 0, 0, 0)
     keeps_order: bool = False
+    plugin: Plugin | None = None
+
+    @property
+    def brain(self) -> Any:  # noqa: ANN401 - a module or an object with the same functions
+        """What decides: ``preba.batching.brain``, or the door to a plug-in."""
+        return builtin_brain if self.plugin is None else PluginBrain(self.plugin)
 
 
 def _settings(kind: int, values: dict[int, int]) -> tuple[int, ...]:
@@ -134,7 +165,7 @@ def _choice(name: str) -> int:
 
 
 def plan_batcher(
-    config: NoBatching | FixedBatching | GreedyBatching | PrebaBatching | TritonBatcher,
+    config: NoBatching | FixedBatching | GreedyBatching | PrebaBatching | TritonBatcher | PluginBatching,
     profile: LatencyProfile,
     slice_profiles: Sequence[str],
     *,
@@ -169,6 +200,8 @@ def plan_batcher(
         return _plan_triton(config, profile, kinds, where)
     if isinstance(config, PrebaBatching):
         return _plan_preba(config, profile, slice_profiles, length_max_ns, where)
+    if isinstance(config, PluginBatching):
+        return _plan_plugin(config, profile, kinds, where)
     if isinstance(config, NoBatching):
         batch_max, delay_ns, late = 1, 0, True
     elif isinstance(config, GreedyBatching):
@@ -216,6 +249,28 @@ def _plan_triton(config: TritonBatcher, profile: LatencyProfile, kinds: Sequence
         batch_max=config.batch_max,
         policy=settings.policy,
         keeps_order=config.preserve_ordering and not config.ordering_regression,
+    )
+
+
+def _plan_plugin(config: PluginBatching, profile: LatencyProfile, kinds: Sequence[str], where: str) -> BatcherPlan:
+    plugin = load_plugin(Path(config.file))
+    _check_batch(config.batch_max, profile, kinds, f"{where}.batch_max", every_slice=True)
+    values = {
+        s.S_BATCH_MAX: config.batch_max,
+        s.S_QUEUE_MAX: config.queue_max,
+        s.S_CONSUMER_CHOICE: _choice(config.slice_choice),
+    }
+    for place, value in enumerate(plugin.setting_values(config.settings, where)):
+        values[s.S_PLUGIN_FIRST + place] = value
+    return BatcherPlan(
+        setting=_settings(s.KIND_PLUGIN, values),
+        preferred=(),
+        bucket_batch_max=(config.batch_max,),
+        bucket_delay_ns=(0,),
+        bucket_width_ns=0,
+        queue_count=config.queue_count,
+        batch_max=config.batch_max,
+        plugin=plugin,
     )
 
 

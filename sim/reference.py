@@ -22,7 +22,6 @@ import simpy
 
 from accel.stations import Station
 from preba.balancing import M_ALIVE, choose_server
-from preba.batching import brain
 from preba.batching.state import (
     FAILED_SLICE_LOST,
     NEVER,
@@ -160,6 +159,7 @@ class ReferenceEngine:
     def _open_servers(self) -> None:
         model = self.model
         self.states = [server.new_state(self.total) for server in model.servers]
+        self.brains = [server.plan.brain for server in model.servers]
         self.server_of = [NONE] * self.total
         self.answer_line = [deque[int]() for _ in model.servers]
         self.answered: set[int] = set()
@@ -196,7 +196,7 @@ class ReferenceEngine:
         """
         for server, state in enumerate(self.states):
             for consumer in range(len(self.model.servers[server].consumer_slice)):
-                brain.consumer_up(state, 0, consumer)
+                self.brains[server].consumer_up(state, 0, consumer)
         for position, (at_ns, code, slice_index) in enumerate(self.model.slice_events):
             action = self._slice_fails if code == SLICE_FAILS else self._slice_returns
             self._at(at_ns, RANK_SCENARIO, position, action, slice_index)
@@ -338,7 +338,7 @@ class ReferenceEngine:
         state.request_priority[request] = self.priority[request]
         state.request_shape[request] = self.length_index[request]
         state.request_timeout_ns[request] = self.timeout_ns[request]
-        outcome = brain.enqueue(state, now, request)
+        outcome = self.brains[server].enqueue(state, now, request)
         if outcome != SERVED:
             self._finish(request, outcome)
         self._pump(server)
@@ -352,7 +352,7 @@ class ReferenceEngine:
 
     def _pump(self, server: int) -> None:
         """Starts every batch that may start, hands back what was refused, and sets the batcher's alarm."""
-        state = self.states[server]
+        state, brain = self.states[server], self.brains[server]
         now = self.now_ns
         while True:
             consumer = brain.take_batch(state, now)
@@ -379,7 +379,7 @@ class ReferenceEngine:
         self.armed_ns[server] = NEVER
         if self.next_open >= len(self.open_ids) and self.now_ns - self.last_progress_ns > IDLE_LIMIT_NS:
             return
-        brain.advance(self.states[server], self.now_ns)
+        self.brains[server].advance(self.states[server], self.now_ns)
         self._pump(server)
 
     # -- execution -------------------------------------------------------------------------------------------
@@ -449,7 +449,7 @@ class ReferenceEngine:
         identity = self.consumer_base[server] + consumer
         self.credits[server][consumer] -= 1
         if self.credits[server][consumer] > 0:
-            brain.consumer_idle(self.states[server], self.now_ns, consumer)
+            self.brains[server].consumer_idle(self.states[server], self.now_ns, consumer)
         self._at(at_ns, RANK_CONSUMER_READY, identity, self._consumer_ready, batch)
 
     def _consumer_ready(self, batch: _Batch) -> None:
@@ -457,7 +457,7 @@ class ReferenceEngine:
             return  # the slice has been lost since, and starts afresh when it returns
         server, consumer = batch.server, batch.consumer
         self.credits[server][consumer] += 1
-        brain.consumer_idle(self.states[server], self.now_ns, consumer)
+        self.brains[server].consumer_idle(self.states[server], self.now_ns, consumer)
         self._pump(server)
 
     def _end(self, batch: _Batch) -> None:
@@ -542,7 +542,7 @@ class ReferenceEngine:
         homeless: list[int] = []
         mine = self._servers_on(slice_index)
         for server, consumer in mine:
-            brain.consumer_lost(self.states[server], now, consumer)
+            self.brains[server].consumer_lost(self.states[server], now, consumer)
         for server in sorted({server for server, _ in mine}):
             touched.add(server)
             model_index, place = self.position[server]
@@ -569,7 +569,7 @@ class ReferenceEngine:
         """Takes back everything a server has not started."""
         waiting: list[int] = []
         while True:
-            request = brain.take_waiting(self.states[server])
+            request = self.brains[server].take_waiting(self.states[server])
             if request == NONE:
                 return waiting
             self._leave_server(request)
@@ -595,7 +595,7 @@ class ReferenceEngine:
             self.balancer_up[model_index][place] = 1
             self.balancer_memory[model_index][M_ALIVE] = sum(self.balancer_up[model_index])
             self.credits[server][consumer] = self.model.servers[server].credits
-            brain.consumer_up(self.states[server], now, consumer)
+            self.brains[server].consumer_up(self.states[server], now, consumer)
             self._pump(server)
             if any(at_ns == now and code != SLICE_FAILS and not self.slice_up[i] for at_ns, code, i in events):
                 continue  # more slices return at this moment: the last of them lets the parked requests in

@@ -10,6 +10,9 @@ A driver (simulator, live server) does this, with its own clock:
    ``state.out_request`` describe one batch for the returned consumer, which counts as busy from then on. Then call
    ``take_refused`` until it returns ``NONE``. Then sleep until ``due_ns``.
 
+A user's own policy (``KIND_PLUGIN``) has its own door, ``plugin.PluginBrain``, which leaves the common bookkeeping to
+the functions here.
+
 Written in the Numba subset. A compiled driver jits these functions as they stand.
 """
 
@@ -26,6 +29,7 @@ from preba.batching.bucketed import (
 from preba.batching.late import late_due_ns, late_enqueue, late_take_batch
 from preba.batching.queues import formed_pop, formed_push, queue_pop
 from preba.batching.state import (
+    KIND_BUCKET,
     KIND_LATE,
     KIND_TRITON,
     NONE,
@@ -76,7 +80,7 @@ def consumer_idle(state: BatcherState, now_ns: int, consumer: int) -> None:
     kind = state.setting[S_KIND]
     if kind == KIND_TRITON:
         triton_consumer_idle(state, now_ns, consumer)
-    elif kind != KIND_LATE:
+    elif kind == KIND_BUCKET:
         bucket_consumer_finished(state, consumer)
 
 
@@ -92,7 +96,7 @@ def consumer_lost(state: BatcherState, now_ns: int, consumer: int) -> None:
     kind = state.setting[S_KIND]
     if kind == KIND_TRITON:
         triton_consumer_lost(state, now_ns, consumer)
-    elif kind != KIND_LATE:
+    elif kind == KIND_BUCKET:
         bucket_consumer_lost(state, consumer)
 
 
@@ -101,7 +105,7 @@ def advance(state: BatcherState, now_ns: int) -> None:
     kind = state.setting[S_KIND]
     if kind == KIND_TRITON:
         triton_advance(state, now_ns)
-    elif kind != KIND_LATE:
+    elif kind == KIND_BUCKET:
         bucket_advance(state, now_ns)
 
 

@@ -30,6 +30,7 @@ NEVER = NEVER_NS
 KIND_LATE = 0  # none, fixed (at dispatch), greedy: the batch is formed when a consumer takes it
 KIND_BUCKET = 1  # preba, fixed (when due): the batch is formed when it is full or due, then waits
 KIND_TRITON = 2
+KIND_PLUGIN = 3  # a policy from a user's file, see plugin.py
 
 # Outcomes of a request, shared with the record schema.
 SERVED = 0
@@ -51,6 +52,8 @@ S_EMIT_WHEN_IDLE = 8  # 0 or 1
 S_DUE_BATCH = 9  # DUE_*
 S_POLICY_FIRST = 10  # settings from here on belong to one policy (Triton's: see triton_layout.py)
 S_RESOURCES = 10  # Triton's rate limiter: kinds of resources
+S_PLUGIN_NUMBER = 11  # which of a run's plug-ins
+S_PLUGIN_FIRST = 16  # a plug-in's own settings
 SETTING_COUNT = 48
 
 CHOICE_RANK = 0  # the idle consumer of lowest rank
@@ -77,6 +80,7 @@ V_CURRENT = 8  # Triton: payload that may still grow, NONE while it is empty
 V_DEFERRED_HEAD = 9  # Triton's rate limiter: payloads without an instance
 V_DEFERRED_TAIL = 10
 V_DUE_NS = 11  # Triton: end of the batcher's sleep when not blocked
+V_PLUGIN_FIRST = 16  # a plug-in's own memory, 0 at first
 SCALAR_COUNT = 48
 
 # What `take_batch` hands out: indices into ``BatcherState.out``.

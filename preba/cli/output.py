@@ -10,6 +10,7 @@ from typing import Any
 
 from preba import __version__
 from preba.arrivals import ReplayArrivals
+from preba.batchers import PluginBatching
 from preba.errors import OutputError
 from preba.records import write_records, write_spans
 from preba.report.context import ReportContext
@@ -97,13 +98,13 @@ def _fill(
 
 
 def _with_inputs(scenario: Scenario, folder: Path) -> Scenario:
-    """Copies recorded arrivals and sizes beside the scenario and names them there."""
+    """Copies recorded arrivals and sizes and plug-in policies beside the scenario and names them there."""
     models = []
     for index, model in enumerate(scenario.models):
         changes: dict[str, object] = {}
-        for field in ("arrivals", "sizes"):
+        for field in ("arrivals", "sizes", "batcher"):
             config = getattr(model, field)
-            if isinstance(config, ReplayArrivals | EmpiricalSizes):
+            if isinstance(config, ReplayArrivals | EmpiricalSizes | PluginBatching):
                 source = Path(config.file)
                 (folder / INPUTS).mkdir(exist_ok=True)
                 name = f"{INPUTS}/{index}-{field}-{source.name}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preba.arrivals import ReplayArrivals
+from preba.batchers import PluginBatching
 from preba.batching.triton_config import LOST_WAKEUP_PROVENANCE, TritonBatcher
 from preba.errors import MissingFileError, ScenarioError
 from preba.hardware import Hardware, HardwareConfig, resolve_hardware
@@ -189,6 +190,8 @@ def inline(scenario: Scenario, *, folder: Path) -> Scenario:
             changes["arrivals"] = model.arrivals.located(folder)
         if isinstance(model.sizes, EmpiricalSizes):
             changes["sizes"] = model.sizes.located(folder)
+        if isinstance(model.batcher, PluginBatching):
+            changes["batcher"] = model.batcher.located(folder)
         models.append(model.model_copy(update=changes))
     gpus = []
     for index, gpu in enumerate(scenario.gpus):

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numba
+from numba.extending import register_jitable
 
 from preba import balancing
 from preba.batching import (
@@ -29,14 +32,16 @@ from preba.batching import (
     triton_rate,
     triton_scan,
 )
+from preba.batching.plugin import Plugin
 from preba.batching.state import KIND_TRITON, S_KIND
+from preba.errors import FormatError
 from preba.records import Records, StationSpans
 from sim import model as sim_model
 from sim import order, service
-from sim.compiled import door, failures, heap, jit, layout, loop, memory, requests
+from sim.compiled import door, failures, heap, jit, layout, loop, memory, requests, structural_kernel
 from sim.compiled.jit import Callables, functions_of
-from sim.compiled.layout import K_FINISHED, STATUS_DONE, STATUS_ROWS_FULL
-from sim.compiled.world import Outages, RunMemory
+from sim.compiled.layout import K_FAULT, K_FINISHED, STATUS_DONE, STATUS_FAULT, STATUS_ROWS_FULL
+from sim.compiled.world import Outages, RunMemory, plugins_of
 from sim.model import SimModel
 
 Progress = Callable[[int, int], None]
@@ -51,7 +56,7 @@ COMPILED: tuple[ModuleType, ...] = (
 TRITON: tuple[ModuleType, ...] = (triton_rate, triton_scan, triton_payloads, triton)
 """Those of them that only Triton's batcher needs."""
 
-READ: tuple[ModuleType, ...] = (*COMPILED, state, triton_layout, jit, layout, memory, sim_model)
+READ: tuple[ModuleType, ...] = (*COMPILED, structural_kernel, state, triton_layout, jit, layout, memory, sim_model)
 """Modules whose text decides what is compiled; a change in any of them makes compiled code on disk stale."""
 
 EVENTS_PER_CALL = 1 << 19
@@ -77,10 +82,13 @@ class Variant:
         Some batcher is Triton's.
     failures : bool
         Slices fail or return.
+    plugins : tuple of Plugin
+        Users' own policies.
     """
 
     triton: bool
     failures: bool
+    plugins: tuple[Plugin, ...] = ()
 
 
 def variant_of(model: SimModel) -> Variant:
@@ -88,6 +96,7 @@ def variant_of(model: SimModel) -> Variant:
     return Variant(
         triton=any(server.plan.setting[S_KIND] == KIND_TRITON for server in model.servers),
         failures=len(model.slice_events) > 0,
+        plugins=plugins_of(model.servers),
     )
 
 
@@ -110,7 +119,10 @@ def entry(variant: Variant) -> Callable[[int, int, int], int]:
     left_out = set() if variant.triton else {f for m in TRITON for f in functions_of(m)}
     if not variant.failures:
         left_out |= {failures.slice_fails, failures.slice_returns}
+    if not variant.plugins:
+        left_out |= set(door.PLUGIN_HOOKS.values())
     callables().left_out = frozenset(left_out)
+    callables().chosen = _hooks(variant.plugins)
     key = f"{variant} {fingerprint()}"
 
     def run(address: int, first: int, limit: int) -> int:
@@ -123,6 +135,24 @@ def entry(variant: Variant) -> Callable[[int, int, int], int]:
 
     compiled: Callable[[int, int, int], int] = numba.njit("int64(int64, int64, int64)", cache=True, nogil=True)(run)
     return compiled
+
+
+def _hooks(plugins: Sequence[Plugin]) -> dict[Callable[..., Any], list[Callable[..., Any] | None]]:
+    """What stands for each hook of each plug-in; their other functions become callable, too."""
+    for plugin in plugins:
+        for function in vars(plugin.module).values():
+            if inspect.isfunction(function) and function.__module__ == plugin.module.__name__:
+                register_jitable(function)
+    return {hook: [plugin.functions.get(name) for plugin in plugins] for name, hook in door.PLUGIN_HOOKS.items()}
+
+
+def _fail(model: SimModel, run_memory: RunMemory) -> None:
+    server = int(run_memory.clock[K_FAULT]) - 1
+    plugin = model.servers[server].plan.plugin
+    raise FormatError(
+        f"{plugin.path if plugin is not None else server}: take_batch handed out an impossible batch; "
+        "--engine reference says more"
+    )
 
 
 def run_general(model: SimModel, progress: Progress | None = None) -> tuple[Records, StationSpans, Outages]:
@@ -144,6 +174,8 @@ def run_general(model: SimModel, progress: Progress | None = None) -> tuple[Reco
     total = len(model.trace)
     status = run(run_memory.address, 1, EVENTS_PER_CALL)
     while status != STATUS_DONE:
+        if status == STATUS_FAULT:
+            _fail(model, run_memory)
         if status == STATUS_ROWS_FULL:
             run_memory.grow(2 * len(run_memory.rows))
         if progress is not None:

@@ -11,11 +11,12 @@ as they come. Functions must not raise.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from numba.core import compiler, types
+from llvmlite import ir
+from numba.core import cgutils, compiler, types
 from numba.core.imputils import lower_builtin
 from numba.core.types.containers import UniTuple
 from numba.core.types.misc import VarArg
@@ -56,6 +57,8 @@ class Callables:
         self.types = {**_SCALARS, **blocks}
         self.left_out: frozenset[Callable[..., Any]] = frozenset()
         """Functions that the code being compiled never reaches: a call to one of them compiles to nothing."""
+        self.chosen: Mapping[Callable[..., Any], Sequence[Callable[..., Any] | None]] = {}
+        """Instead of these functions one of others is called: the first argument says which (``None``: nothing)."""
 
     def add(self, function: Callable[..., Any]) -> None:
         """Lets compiled code that handles blocks call a plain function, annotated with scalars or blocks."""
@@ -81,11 +84,36 @@ class Callables:
         def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:  # noqa: ANN401 - LLVM values
             if function in self.left_out:
                 return context.get_constant_null(sig.return_type)
-            compiled = _compile_once(context, function, sig)
-            _, result = context.call_internal_no_propagate(builder, compiled.fndesc, sig, args)
-            return result
+            if function in self.chosen:
+                return _call_chosen(context, builder, self.chosen[function], sig, args)
+            return _call(context, builder, function, sig, args)
 
         lower_builtin(function, VarArg(types.Any))(lower)
+
+
+def _call(context: Any, builder: Any, function: Callable[..., Any], sig: Any, args: Any) -> Any:  # noqa: ANN401
+    """Calls a function that has been, or is now, lowered into the library of the caller."""
+    compiled = _compile_once(context, function, sig)
+    _, result = context.call_internal_no_propagate(builder, compiled.fndesc, sig, args)
+    return result
+
+
+def _call_chosen(
+    context: Any,  # noqa: ANN401
+    builder: Any,  # noqa: ANN401
+    functions: Sequence[Callable[..., Any] | None],
+    sig: Any,  # noqa: ANN401
+    args: Any,  # noqa: ANN401
+) -> Any:  # noqa: ANN401
+    """Calls the function whose place the first argument says, with the other arguments."""
+    rest = signature(sig.return_type, *sig.args[1:])
+    result = cgutils.alloca_once_value(builder, context.get_constant_null(sig.return_type))
+    for place, function in enumerate(functions):
+        if function is not None:
+            is_it = builder.icmp_signed("==", args[0], ir.Constant(args[0].type, place))
+            with builder.if_then(is_it):
+                builder.store(_call(context, builder, function, rest, args[1:]), result)
+    return builder.load(result)
 
 
 def _compile_once(context: Any, function: Callable[..., Any], sig: Any) -> Any:  # noqa: ANN401

@@ -49,7 +49,7 @@ K_FREE_BATCH = 11
 K_LATEST_ALARM_NS = 12
 K_ROWS = 13  # rows in the ring
 K_HOMELESS = 14
-K_EVENTS = 15  # events played
+K_FAULT = 15  # server + 1 whose plug-in handed out an impossible batch
 CLOCK_COUNT = 16
 
 # Why the event loop returned.
@@ -57,6 +57,7 @@ STATUS_DONE = 0
 STATUS_PAUSED = 1
 STATUS_ROWS_FULL = 2
 STATUS_TRACE_NEEDED = 3
+STATUS_FAULT = 4
 
 OWNER_WORD = 7
 """Word of a row that holds request + 1 while the row is taken."""

@@ -11,6 +11,7 @@ from sim.compiled.layout import (
     C_EVENTS,
     C_OPEN_IDENTITY,
     C_SERVERS,
+    K_FAULT,
     K_HEAP,
     K_MORE_TO_COME,
     K_NEXT_OPEN,
@@ -19,6 +20,7 @@ from sim.compiled.layout import (
     K_PROGRESS_NS,
     K_TIMERS,
     STATUS_DONE,
+    STATUS_FAULT,
     STATUS_PAUSED,
     STATUS_ROWS_FULL,
     STATUS_TRACE_NEEDED,
@@ -96,8 +98,8 @@ def play(world: World, limit: int) -> int:
                 request = candidate
         elif clock[K_MORE_TO_COME] == 1:
             return STATUS_TRACE_NEEDED
-        if key == LAST_KEY:
-            return STATUS_DONE
+        if key == LAST_KEY or clock[K_FAULT] != 0:
+            return STATUS_DONE if clock[K_FAULT] == 0 else STATUS_FAULT
         rank = key >> ID_BITS
         identity = key & _ID_MASK
         if rank == RANK_ARRIVAL:

@@ -190,7 +190,7 @@ class FieldSet(AbstractTemplate):
 
     def generic(self, args: Any, kws: Any) -> Any:  # noqa: ANN401, ARG002
         """Signature for these argument types."""
-        if isinstance(args[0], FieldType) and isinstance(args[1], types.Integer):
+        if isinstance(args[0], FieldType) and not args[0].constant and isinstance(args[1], types.Integer):
             return signature(types.none, args[0], types.int64, args[0].value)
         return None
 

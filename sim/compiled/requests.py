@@ -31,6 +31,7 @@ from sim.compiled.layout import (
     C_SPANS,
     C_TURNAROUND_NS,
     K_BATCHES,
+    K_FAULT,
     K_FINISHED,
     K_FREE_BATCH,
     K_LATEST_ALARM_NS,
@@ -267,6 +268,9 @@ def pump(world: World, server: int) -> None:
     now_ns = world.clock[K_NOW_NS]
     consumer = door.take_batch(state, now_ns)
     while consumer != NONE:
+        if door.is_plugin(state) and door.impossible(state, consumer):
+            world.clock[K_FAULT] = server + 1
+            return
         start(world, server, consumer)
         consumer = door.take_batch(state, now_ns)
     request = door.take_refused(state)

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from preba.batching.state import NEVER, NONE, PENDING
+from preba.batching.plugin import Plugin
+from preba.batching.state import NEVER, NONE, PENDING, S_PLUGIN_NUMBER
 from preba.records import Records, StationSpans, empty_columns
 from sim.compiled import layout as lay
 from sim.compiled.memory import ROW_WORDS, SHAPE_FIELDS, WORD, Column, Fixed, Own, Row
@@ -353,6 +354,11 @@ def _unit_mask(units: int) -> int:
     return (1 << min(units, _UNITS_PER_WORD)) - 1
 
 
+def plugins_of(servers: Sequence[ServerModel]) -> tuple[Plugin, ...]:
+    """The different plug-ins of a run, in the order that gives them their numbers."""
+    return tuple(dict.fromkeys(server.plan.plugin for server in servers if server.plan.plugin is not None))
+
+
 class Batchers:
     """The batchers of all servers in one array of blocks; equal ones share a shape.
 
@@ -363,6 +369,7 @@ class Batchers:
 
     def __init__(self, servers: Sequence[ServerModel]) -> None:
         self.kinds: dict[object, _Shape] = {}
+        self.plugins = plugins_of(servers)
         shapes = [self._shape_of(server) for server in servers]
         words = max(len(shape.template) for shape in shapes)
         self.blocks = np.zeros((len(servers), words), dtype=np.int64)
@@ -374,7 +381,8 @@ class Batchers:
     def _shape_of(self, server: ServerModel) -> _Shape:
         key = (id(server.plan), server.consumer_rank, server.consumer_batch_max)
         if key not in self.kinds:
-            self.kinds[key] = _Shape(server)
+            number = self.plugins.index(server.plan.plugin) if server.plan.plugin is not None else 0
+            self.kinds[key] = _Shape(server, number)
         return self.kinds[key]
 
     def write_shapes(self, rows: Array, column_mask: int, columns: dict[str, Array]) -> None:
@@ -386,8 +394,10 @@ class Batchers:
 class _Shape:
     """Where the fields of one kind of batcher lie, and what is in them at first."""
 
-    def __init__(self, server: ServerModel) -> None:
+    def __init__(self, server: ServerModel, plugin_number: int) -> None:
         state = server.new_state(0)
+        if server.plan.plugin is not None:
+            state.setting[S_PLUGIN_NUMBER] = plugin_number
         self.words = np.zeros(SHAPE_FIELDS + 2 * len(lay.BATCHER.order), dtype=np.int64)
         self.columns: dict[str, Array] = {}
         own: list[int] = []
