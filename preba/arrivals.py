@@ -25,7 +25,7 @@ from preba.arrival_kinds import (
     PoissonArrivals,
     ReplayArrivals,
 )
-from preba.errors import TraceError
+from preba.errors import TraceError, UnsupportedError
 from preba.rates import (
     ChangedRate,
     ConstantRate,
@@ -40,6 +40,7 @@ from preba.units import NS_PER_S, ns_from_s
 
 __all__ = [
     "REQUESTS_MAX",
+    "ArrivalStream",
     "ArrivalsConfig",
     "ClosedLoopArrivals",
     "DeterministicArrivals",
@@ -149,6 +150,68 @@ def draw_available(
     return _integer_ns(rate.times_at(points))
 
 
+class ArrivalStream:
+    """The same times as ``draw_arrivals`` gives, so many at a time, for runs that no memory could hold.
+
+    Parameters
+    ----------
+    config : ArrivalsConfig
+        Not a closed loop, which has no times, nor a recording, which fits memory anyway.
+    rng, state_rng : numpy.random.Generator
+        Streams of the gaps and of the states.
+    rate_changes : sequence of RateChange
+
+    Raises
+    ------
+    UnsupportedError
+        The arrivals are a closed loop's or recorded.
+    """
+
+    def __init__(
+        self,
+        config: ArrivalsConfig,
+        *,
+        rng: np.random.Generator,
+        state_rng: np.random.Generator,
+        rate_changes: Sequence[RateChange] = (),
+    ) -> None:
+        if isinstance(config, ClosedLoopArrivals | ReplayArrivals):
+            raise UnsupportedError(
+                f"arrivals.kind {config.kind}: cannot be streamed; leave --stream out, its requests fit memory"
+            )
+        self._rate = ChangedRate(_rate_of(config, state_rng), rate_changes)
+        self._even = isinstance(config, DeterministicArrivals)
+        self._gaps = _gaps(config, rng)
+        self._reached = 0.0
+        self._ended = False
+
+    def draw(self, count: int) -> Int64:
+        """The next ``count`` times in ns; fewer, or none, once the rate has gone to 0 for good."""
+        if self._ended:
+            return np.empty(0, dtype=np.int64)
+        if self._even:
+            points = self._reached + np.arange(1, count + 1, dtype=np.float64)
+        else:
+            points = self._gaps(count)
+            # Added to the first gap, not to the sums: the rounding is then that of one long sum.
+            points[0] += self._reached
+            np.cumsum(points, out=points)
+        self._reached = float(points[-1])
+        mass = self._rate.total_mass
+        if self._reached >= mass:
+            self._ended = True
+            points = points[points < mass]
+        return _integer_ns(self._rate.times_at(points))
+
+
+def _gaps(config: ArrivalsConfig, rng: np.random.Generator) -> Callable[[int], Float64]:
+    """Draws gaps of the unit-rate process."""
+    if isinstance(config, GammaArrivals):
+        shape = 1.0 / config.cv**2
+        return lambda size: rng.standard_gamma(shape, size) / shape
+    return rng.standard_exponential
+
+
 def _closed_loop(horizon: Horizon, rate_changes: Sequence[RateChange]) -> Int64:
     if rate_changes:
         raise TraceError("arrivals.kind closed_loop: a rate change has no rate to act on; use an open-loop kind")
@@ -195,11 +258,8 @@ def _points(config: ArrivalsConfig, rng: np.random.Generator, *, mass: float, co
         numbers = count if count is not None and count < mass else math.ceil(mass)
         points = np.arange(1, numbers + 1, dtype=np.float64)
         return points[points < mass]
-    gaps: Callable[[int], Float64] = rng.standard_exponential
-    spread = 1.0
-    if isinstance(config, GammaArrivals):
-        shape, spread = 1.0 / config.cv**2, config.cv
-        gaps = lambda size: rng.standard_gamma(shape, size) / shape  # noqa: E731 - one of two draws of the same form
+    gaps = _gaps(config, rng)
+    spread = config.cv if isinstance(config, GammaArrivals) else 1.0
     if count is not None:
         points = np.cumsum(gaps(count))
         return points if mass == math.inf else points[points < mass]

@@ -35,8 +35,10 @@ __all__ = [
     "Request",
     "StreamSpec",
     "Trace",
+    "draw_columns",
     "draw_trace",
     "merge",
+    "model_streams",
     "read_trace",
     "stream",
     "write_trace",
@@ -219,9 +221,37 @@ def _first(requests: int, times: list[NDArray[np.int64]]) -> list[int]:
 
 def _draw_model(spec: StreamSpec, scheduled: NDArray[np.int64], *, seed: int, model: tuple[int, int]) -> Trace:
     """All columns of one model's requests; ``model`` is its index and the number of models."""
+    return draw_columns(spec, scheduled, rngs=model_streams(seed, model[0]), seed=seed, model=model)
+
+
+def model_streams(seed: int, model_index: int) -> dict[str, np.random.Generator]:
+    """The generators of all quantities of one model, by name of the stream."""
+    return {name: stream(seed, model_index, name) for name in STREAMS}
+
+
+def draw_columns(
+    spec: StreamSpec,
+    scheduled: NDArray[np.int64],
+    *,
+    rngs: Mapping[str, np.random.Generator],
+    seed: int,
+    model: tuple[int, int],
+) -> Trace:
+    """The next requests of one model, with everything about them but their times drawn from its streams.
+
+    Parameters
+    ----------
+    spec : StreamSpec
+    scheduled : int64[n]
+    rngs : mapping of str to numpy.random.Generator
+        By name of the stream; they move on by n requests.
+    seed : int
+    model : tuple of int
+        Its index and the number of models.
+    """
     index, model_count = model
     count = len(scheduled)
-    sizes = draw_sizes(spec.sizes, rng=stream(seed, index, "sizes"), count=count)
+    sizes = draw_sizes(spec.sizes, rng=rngs["sizes"], count=count)
     nothing = np.zeros(count, dtype=np.int64)
     outstanding: list[int | None] = [None] * model_count
     backoff = [0] * model_count
@@ -229,7 +259,7 @@ def _draw_model(spec: StreamSpec, scheduled: NDArray[np.int64], *, seed: int, mo
     if isinstance(spec.arrivals, ClosedLoopArrivals):
         outstanding[index] = spec.arrivals.outstanding
         backoff[index] = ns_from_ms(spec.arrivals.refusal_backoff_ms)
-        think = spec.arrivals.draw_think_ns(count, stream(seed, index, "think"))
+        think = spec.arrivals.draw_think_ns(count, rngs["think"])
     return Trace(
         scheduled_ns=scheduled,
         model_index=np.full(count, index, dtype=np.int32),
@@ -237,13 +267,11 @@ def _draw_model(spec: StreamSpec, scheduled: NDArray[np.int64], *, seed: int, mo
         audio_ns=sizes if spec.sizes.modality == "audio" else nothing,
         tensor_bytes=sizes if spec.sizes.modality == "tensor" else nothing,
         batch_units=np.full(count, spec.batch_units, dtype=np.int32),
-        priority=_draw_priority(spec, count, stream(seed, index, "priority")),
+        priority=_draw_priority(spec, count, rngs["priority"]),
         timeout_ns=np.full(count, spec.timeout_ns, dtype=np.int64),
-        preprocess_factor=draw_factors(
-            spec.preprocess_jitter, rng=stream(seed, index, "preprocess_jitter"), count=count
-        ),
-        execution_factor=draw_factors(spec.execution_jitter, rng=stream(seed, index, "execution_jitter"), count=count),
-        balancer_draw=stream(seed, index, "balancer").random((count, 2)),
+        preprocess_factor=draw_factors(spec.preprocess_jitter, rng=rngs["preprocess_jitter"], count=count),
+        execution_factor=draw_factors(spec.execution_jitter, rng=rngs["execution_jitter"], count=count),
+        balancer_draw=rngs["balancer"].random((count, 2)),
         think_ns=think,
         outstanding=tuple(outstanding),
         refusal_backoff_ns=tuple(backoff),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -164,6 +164,10 @@ class Trace:
         plain: dict[str, Any] = {name: getattr(self, name)[index].tolist() for name in DTYPES}
         plain["balancer_draw"] = tuple(plain["balancer_draw"])
         return Request(request_id=range(len(self))[index], **plain)
+
+    def rows(self, start: int, stop: int) -> Trace:
+        """Consecutive requests as a trace of their own, sharing memory."""
+        return replace(self, **{name: getattr(self, name)[start:stop] for name in DTYPES})
 
     def equals(self, other: Trace) -> bool:
         """Whether every field of every request is identical, and so is all else but the seed."""
