@@ -146,8 +146,15 @@ class SimModel:
     response_ns: int
 
 
-def build_model(resolved: ResolvedScenario, trace: Trace) -> SimModel:
+def build_model(resolved: ResolvedScenario, trace: Trace, *, audio_lengths: Sequence[Int64] | None = None) -> SimModel:
     """Reduces a resolved scenario and a trace to what an engine runs on.
+
+    Parameters
+    ----------
+    resolved : ResolvedScenario
+    trace : Trace
+    audio_lengths : sequence of int64[k], optional
+        Per model, in ns: lengths that stand for all that will come, where the trace is only a run's first piece.
 
     Raises
     ------
@@ -156,7 +163,10 @@ def build_model(resolved: ResolvedScenario, trace: Trace) -> SimModel:
     """
     scenario = resolved.scenario
     kinds = tuple(dict.fromkeys(unit.profile for unit in resolved.slices))
-    longest_ns = _longest_audio_ns(trace, len(scenario.models))
+    lengths = audio_lengths
+    if lengths is None:
+        lengths = [trace.audio_ns[trace.model_index == index] for index in range(len(scenario.models))]
+    longest_ns = [int(mine.max(initial=0)) for mine in lengths]
     servers: list[ServerModel] = []
     model_servers: list[tuple[int, ...]] = []
     tables: list[ModelTables] = []
@@ -171,17 +181,11 @@ def build_model(resolved: ResolvedScenario, trace: Trace) -> SimModel:
         model_servers.append(tuple(range(first, len(servers))))
         batch_max = max(server.plan.batch_max for server in servers[first:])
         _check_units(model, servers[first:])
-        tables.append(_tables(resolved, model, kinds, trace, batch_max))
+        tables.append(_tables(resolved, model, kinds, lengths[model.index], batch_max))
     overheads = scenario.server.overheads
     return SimModel(
         trace=trace,
-        preprocessing=build_preprocessing(
-            scenario.preprocessing,
-            trace,
-            modalities=[model.profile.modality for model in resolved.models],
-            slices=resolved.slices,
-            folder=resolved.folder,
-        ),
+        preprocessing=_preprocessing(resolved, trace),
         tables=tuple(tables),
         servers=tuple(servers),
         model_servers=tuple(model_servers),
@@ -200,6 +204,48 @@ def build_model(resolved: ResolvedScenario, trace: Trace) -> SimModel:
     )
 
 
+@dataclass(frozen=True)
+class TracePieces:
+    """What of a ``SimModel`` belongs to its requests: for a further piece of a trace.
+
+    Attributes
+    ----------
+    preprocessing : Preprocessing
+    length_index, bucket : int64[n]
+    """
+
+    preprocessing: Preprocessing
+    length_index: Int64
+    bucket: Int64
+
+
+def build_pieces(resolved: ResolvedScenario, trace: Trace, model: SimModel) -> TracePieces:
+    """Reduces a further piece of a trace whose first piece has been made a model of.
+
+    Parameters
+    ----------
+    resolved : ResolvedScenario
+    trace : Trace
+    model : SimModel
+        Built with ``audio_lengths`` that cover this piece, too.
+    """
+    return TracePieces(
+        preprocessing=_preprocessing(resolved, trace),
+        length_index=_length_index(resolved, trace),
+        bucket=_buckets(trace, model.servers, model.model_servers),
+    )
+
+
+def _preprocessing(resolved: ResolvedScenario, trace: Trace) -> Preprocessing:
+    return build_preprocessing(
+        resolved.scenario.preprocessing,
+        trace,
+        modalities=[model.profile.modality for model in resolved.models],
+        slices=resolved.slices,
+        folder=resolved.folder,
+    )
+
+
 def _check_units(model: ResolvedModel, servers: Sequence[ServerModel]) -> None:
     """A request must fit the smallest batch that any bucket forms and any slice takes: it is never split."""
     units = model.config.batch_units
@@ -209,14 +255,6 @@ def _check_units(model: ResolvedModel, servers: Sequence[ServerModel]) -> None:
             f"scenario.models[{model.index}].batch_units: a request of {units} units does not fit every batch it may "
             f"travel in; the smallest limit is {limit}"
         )
-
-
-def _longest_audio_ns(trace: Trace, models: int) -> list[int]:
-    longest = [0] * models
-    for index in range(models):
-        lengths = trace.audio_ns[trace.model_index == index]
-        longest[index] = int(lengths.max()) if len(lengths) else 0
-    return longest
 
 
 def _server(resolved: ResolvedScenario, model: ResolvedModel, group: Sequence[int], longest_ns: int) -> ServerModel:
@@ -255,11 +293,10 @@ def backend_of(model: ResolvedModel) -> int:
 
 
 def _tables(
-    resolved: ResolvedScenario, model: ResolvedModel, kinds: Sequence[str], trace: Trace, batch_max: int
+    resolved: ResolvedScenario, model: ResolvedModel, kinds: Sequence[str], lengths_ns: Int64, batch_max: int
 ) -> ModelTables:
     profile = model.profile
     used = {resolved.slices[index].profile for index in model.slice_indices}
-    lengths_ns = trace.audio_ns[trace.model_index == model.index]
     audio = profile.modality == "audio" and len(lengths_ns) > 0
     rows = np.unique(-(-lengths_ns // LENGTH_GRID_NS)) if audio else np.zeros(1, dtype=np.int64)
     longest_ns = int(lengths_ns.max()) if audio else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from preba.economics import cost_efficiency, energy_per_request_j, power_of_run
 from preba.errors import ScenarioError
-from preba.records import RunResult
+from preba.records import RunResult, SliceFacts, StationFacts
 from preba.report.context import ReportContext, StageCapacity
 from preba.report.measures import (
     batch_figures,
@@ -34,7 +35,7 @@ from preba.report.window import SteadyWindow, steady_window
 from preba.strict import Provenance
 from preba.units import NS_PER_S, s_from_ns
 
-__all__ = ["summarise"]
+__all__ = ["money_figures", "provenance_figures", "summarise"]
 
 Json = dict[str, Any]
 Sources = tuple[tuple[str, Provenance], ...]
@@ -101,14 +102,21 @@ def summarise(result: RunResult, context: ReportContext) -> Json:
             for stage in context.capacities
         ],
     }
-    money, sources = _money(result, context, busy, throughput_rps=throughput["value"])
+    money, sources = money_figures(
+        result.stations,
+        result.slices,
+        context,
+        station_shares=busy.stations,
+        slice_shares=busy.slices,
+        throughput_rps=throughput["value"],
+    )
     summary |= money
     summary["models"] = _models(result, context, window) if models > 1 else {}
     summary["outages"] = [
         {"slice": result.slices[index].name, "from_s": s_from_ns(begin), "to_s": s_from_ns(end)}
         for index, begin, end in result.outages
     ]
-    summary |= _provenance(context.provenance + sources)
+    summary |= provenance_figures(context.provenance + sources)
     summary["warnings"] = [*context.warnings, *_own_warnings(summary, window, context.warnings)]
     return summary
 
@@ -193,10 +201,25 @@ def _usage(result: RunResult, window: SteadyWindow, busy: _Busy) -> Json:
     }
 
 
-def _money(
-    result: RunResult, context: ReportContext, busy: _Busy, *, throughput_rps: float | None
+def money_figures(
+    stations: Sequence[StationFacts],
+    slices: Sequence[SliceFacts],
+    context: ReportContext,
+    *,
+    station_shares: Sequence[float],
+    slice_shares: Sequence[float],
+    throughput_rps: float | None,
 ) -> tuple[Json, Sources]:
-    """Watts, joules and dollars, and the origin of the numbers behind them."""
+    """Watts, joules and dollars, and the origin of the numbers behind them.
+
+    Parameters
+    ----------
+    stations, slices : sequence of StationFacts, SliceFacts
+    context : ReportContext
+    station_shares, slice_shares : sequence of float
+        Mean share of the window in which each was busy, 0..1.
+    throughput_rps : float or None
+    """
     power: Json = {"cpu": None, "gpu": None, "accelerator": None, "total": None}
     found: Json = {"hardware": None, "power_w": power, "energy_per_request_j": None, "cost_efficiency": None}
     if context.hardware is None:
@@ -204,8 +227,8 @@ def _money(
     cards = context.accelerator_count
     drawn = power_of_run(
         context.hardware,
-        stations=list(zip(result.stations, busy.stations, strict=True)),
-        slices=list(zip(result.slices, busy.slices, strict=True)),
+        stations=list(zip(stations, station_shares, strict=True)),
+        slices=list(zip(slices, slice_shares, strict=True)),
         gpcs_per_gpu=context.gpcs_per_gpu,
         accelerator_count=cards,
     )
@@ -261,7 +284,8 @@ def _models(result: RunResult, context: ReportContext, window: SteadyWindow) -> 
     return found
 
 
-def _provenance(sources: Sources) -> Json:
+def provenance_figures(sources: Sources) -> Json:
+    """The inputs and where their numbers come from, and which of them are modelled."""
     found: list[Json] = []
     for what, origin in dict(sources).items():
         entry: Json = {"what": what, "kind": origin.kind, "source": origin.source}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from preba.arrivals import Horizon, RateChange
 from preba.jitter import NoJitter
 from preba.scenario.resolve import ResolvedModel, ResolvedScenario
 from preba.scenario.schema import RateChanges
 from preba.trace import StreamSpec, Trace, draw_trace
+from preba.trace_chunks import draw_chunks
 from preba.units import ns_from_ms, ns_from_s
 
 
@@ -28,16 +31,7 @@ def draw_scenario_trace(resolved: ResolvedScenario) -> Trace:
         See ``preba.trace.draw_trace``.
     """
     scenario = resolved.scenario
-    names = [model.name for model in scenario.models]
-    changes = [
-        RateChange(
-            at_ns=ns_from_s(event.at_s),
-            factor=event.factor,
-            model_index=None if event.model is None else names.index(event.model),
-        )
-        for event in scenario.events
-        if isinstance(event, RateChanges)
-    ]
+    changes = _rate_changes(resolved)
     run = scenario.run
     if run.requests is not None:
         horizon = Horizon(requests=run.requests)
@@ -49,6 +43,38 @@ def draw_scenario_trace(resolved: ResolvedScenario) -> Trace:
         horizon=horizon,
         rate_changes=changes,
     )
+
+
+def scenario_chunks(resolved: ResolvedScenario, chunk: int) -> Iterator[Trace]:
+    """Draws the same requests as ``draw_scenario_trace``, in pieces of at most ``chunk``.
+
+    Raises
+    ------
+    UnsupportedError, TraceError
+        See ``preba.trace_chunks.draw_chunks``.
+    """
+    run = resolved.scenario.run
+    return draw_chunks(
+        [_stream_spec(model) for model in resolved.models],
+        seed=resolved.scenario.seed,
+        requests=run.requests,
+        duration_ns=None if run.duration_s is None else ns_from_s(run.duration_s),
+        rate_changes=_rate_changes(resolved),
+        chunk=chunk,
+    )
+
+
+def _rate_changes(resolved: ResolvedScenario) -> list[RateChange]:
+    names = [model.name for model in resolved.scenario.models]
+    return [
+        RateChange(
+            at_ns=ns_from_s(event.at_s),
+            factor=event.factor,
+            model_index=None if event.model is None else names.index(event.model),
+        )
+        for event in resolved.scenario.events
+        if isinstance(event, RateChanges)
+    ]
 
 
 def _stream_spec(model: ResolvedModel) -> StreamSpec:

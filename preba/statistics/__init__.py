@@ -41,6 +41,7 @@ from preba.statistics.estimates import (
     mean_estimate,
     quantile_estimate,
     quantile_estimates,
+    quantiles,
     ratio_estimate,
     throughput_estimate,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "mser5_index",
     "quantile_estimate",
     "quantile_estimates",
+    "quantiles",
     "ratio_estimate",
     "student_t_quantile",
     "throughput_estimate",

@@ -114,16 +114,13 @@ def quantile_estimates(values: npt.ArrayLike, qs: Sequence[float], *, sections: 
     -----
     The up to ``sections - 1`` last values that do not fill a section count for the point estimate only.
     """
-    for q in qs:
-        if not 0.0 < q < 1.0:
-            raise ScenarioError(f"q: must lie strictly between 0 and 1, got {q!r}")
+    _check_levels(qs)
     _check_sections(sections)
     sample = checked_sample(values)
     n = sample.size
     if n == 0:
         return tuple(Estimate(None, None, None, False, 0, _tail_needed(q, sections)) for q in qs)  # noqa: FBT003 - a field
-    ranks = [_rank(q, n) for q in qs]
-    pooled = np.partition(sample, sorted(set(ranks)))[ranks]
+    pooled = _ranked(sample, [_rank(q, n) for q in qs])
     length = n // sections
     if length < 2:
         return tuple(
@@ -132,6 +129,29 @@ def quantile_estimates(values: npt.ArrayLike, qs: Sequence[float], *, sections: 
         )
     parts = np.sort(sample[: length * sections].reshape(sections, length), axis=1)
     return tuple(_quantile(parts, q, float(v), n) for q, v in zip(qs, pooled, strict=True))
+
+
+def quantiles(values: npt.NDArray[np.int64] | npt.NDArray[np.float64], qs: Sequence[float]) -> tuple[float, ...]:
+    """Several percentiles of one sample without intervals: the values of :func:`quantile_estimates`, far cheaper.
+
+    Parameters
+    ----------
+    values : int64[n] or float64[n]
+        At least one, all finite, any unit.
+    qs : sequence of float
+        Levels, each strictly between 0 and 1.
+
+    Raises
+    ------
+    ScenarioError
+        A level is out of range.
+    TraceError
+        There is no value.
+    """
+    _check_levels(qs)
+    if len(values) == 0:
+        raise TraceError("values: must not be empty")
+    return tuple(float(value) for value in _ranked(values, [_rank(q, len(values)) for q in qs]))
 
 
 def quantile_estimate(values: npt.ArrayLike, q: float, *, sections: int = SECTIONS) -> Estimate:
@@ -255,6 +275,25 @@ def throughput_estimate(
     asked = VALUES_PER_SECTION * sections
     needed = math.ceil(max(asked, asked * clustering))
     return replace(ratio, value=rate_rps, enough=times.size >= needed, samples=int(times.size), samples_needed=needed)
+
+
+def _check_levels(qs: Sequence[float]) -> None:
+    for q in qs:
+        if not 0.0 < q < 1.0:
+            raise ScenarioError(f"q: must lie strictly between 0 and 1, got {q!r}")
+
+
+def _ranked(
+    values: npt.NDArray[np.int64] | npt.NDArray[np.float64], ranks: Sequence[int]
+) -> npt.NDArray[np.int64] | npt.NDArray[np.float64]:
+    """The values of these ranks, in the order of ``ranks``."""
+    ordered = values.copy()
+    done = 0
+    for rank in sorted(set(ranks)):
+        # Each search is confined to what the one before left above it: five ranks in the tail cost less than two.
+        ordered[done:].partition(rank - done)
+        done = rank + 1
+    return ordered[list(ranks)]
 
 
 def _check_sections(sections: int) -> None:

@@ -126,7 +126,7 @@ def warmup_cut(arrival_ns: npt.ArrayLike, latency_ns: npt.ArrayLike, *, requeste
     n = arrivals.size
     if arrivals.shape != latencies.shape:
         raise TraceError(f"arrival_ns, latency_ns: must have one length, got {n} and {latencies.size}")
-    if n and bool(np.any(np.diff(arrivals) < 0)):
+    if bool(np.any(arrivals[1:] < arrivals[:-1])):
         raise TraceError("arrival_ns: must not decrease")
     mser = mser5_index(latencies)
     if requested_ns is not None:

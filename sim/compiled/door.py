@@ -22,7 +22,7 @@ from preba.batching.state import (
     S_KIND,
     S_PLUGIN_NUMBER,
 )
-from sim.compiled.layout import BATCHER, WORLD, Batcher, World
+from sim.compiled.layout import BATCHER, WORLD, Batcher
 from sim.compiled.memory import SHAPE_COLUMN_MASK, WORD, load_word
 
 
@@ -39,7 +39,7 @@ def batcher_at(typingctx: Any, address: Any) -> Any:  # noqa: ANN401, ARG001
 
 
 @intrinsic
-def column_mask(typingctx: Any, world: World) -> Any:  # noqa: ANN401, ARG001
+def column_mask(typingctx: Any, world: Any) -> Any:  # noqa: ANN401, ARG001
     """The mask that turns a request into its place in a column."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:  # noqa: ANN401, ARG001
@@ -169,7 +169,3 @@ def due_ns(state: Batcher) -> int:
     if is_plugin(state):
         return plugin_due_ns(state.setting[S_PLUGIN_NUMBER], state)
     return brain.due_ns(state)
-
-
-def finished(world: World, request: int) -> None:
-    """A request's record is complete: a streamed run counts it."""

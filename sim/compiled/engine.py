@@ -36,9 +36,11 @@ from preba.batching.plugin import Plugin
 from preba.batching.state import KIND_TRITON, S_KIND
 from preba.errors import FormatError
 from preba.records import Records, StationSpans
+from preba.report import stream
+from preba.statistics import histogram
 from sim import model as sim_model
 from sim import order, service
-from sim.compiled import door, failures, heap, jit, layout, loop, memory, requests, structural_kernel
+from sim.compiled import door, failures, heap, jit, layout, loop, memory, requests, structural_kernel, tally
 from sim.compiled.jit import Callables, functions_of
 from sim.compiled.layout import K_FAULT, K_FINISHED, STATUS_DONE, STATUS_FAULT, STATUS_ROWS_FULL
 from sim.compiled.world import Outages, RunMemory, plugins_of
@@ -49,14 +51,25 @@ Progress = Callable[[int, int], None]
 COMPILED: tuple[ModuleType, ...] = (
     order, service, balancing,
     queues, late, bucketed, triton_rate, triton_scan, triton_payloads, triton, brain,
-    heap, door, requests, failures, loop,
+    heap, door, tally, requests, failures, loop,
 )  # fmt: skip
 """Modules whose plain functions are compiled as they stand."""
 
 TRITON: tuple[ModuleType, ...] = (triton_rate, triton_scan, triton_payloads, triton)
 """Those of them that only Triton's batcher needs."""
 
-READ: tuple[ModuleType, ...] = (*COMPILED, structural_kernel, state, triton_layout, jit, layout, memory, sim_model)
+READ: tuple[ModuleType, ...] = (
+    *COMPILED,
+    structural_kernel,
+    histogram,
+    stream,
+    state,
+    triton_layout,
+    jit,
+    layout,
+    memory,
+    sim_model,
+)
 """Modules whose text decides what is compiled; a change in any of them makes compiled code on disk stale."""
 
 EVENTS_PER_CALL = 1 << 19
@@ -84,11 +97,14 @@ class Variant:
         Slices fail or return.
     plugins : tuple of Plugin
         Users' own policies.
+    streamed : bool
+        Requests are counted when they are done.
     """
 
     triton: bool
     failures: bool
     plugins: tuple[Plugin, ...] = ()
+    streamed: bool = False
 
 
 def variant_of(model: SimModel) -> Variant:
@@ -107,6 +123,7 @@ def callables() -> Callables:
     for module in COMPILED:
         for function in functions_of(module):
             found.add(function)
+    found.add(histogram.bucket_of)
     return found
 
 
@@ -119,6 +136,8 @@ def entry(variant: Variant) -> Callable[[int, int, int], int]:
     left_out = set() if variant.triton else {f for m in TRITON for f in functions_of(m)}
     if not variant.failures:
         left_out |= {failures.slice_fails, failures.slice_returns}
+    if not variant.streamed:
+        left_out |= set(functions_of(tally))
     if not variant.plugins:
         left_out |= set(door.PLUGIN_HOOKS.values())
     callables().left_out = frozenset(left_out)
@@ -146,7 +165,8 @@ def _hooks(plugins: Sequence[Plugin]) -> dict[Callable[..., Any], list[Callable[
     return {hook: [plugin.functions.get(name) for plugin in plugins] for name, hook in door.PLUGIN_HOOKS.items()}
 
 
-def _fail(model: SimModel, run_memory: RunMemory) -> None:
+def fail(model: SimModel, run_memory: RunMemory) -> None:
+    """Raises what a plug-in that handed out an impossible batch deserves."""
     server = int(run_memory.clock[K_FAULT]) - 1
     plugin = model.servers[server].plan.plugin
     raise FormatError(
@@ -175,7 +195,7 @@ def run_general(model: SimModel, progress: Progress | None = None) -> tuple[Reco
     status = run(run_memory.address, 1, EVENTS_PER_CALL)
     while status != STATUS_DONE:
         if status == STATUS_FAULT:
-            _fail(model, run_memory)
+            fail(model, run_memory)
         if status == STATUS_ROWS_FULL:
             run_memory.grow(2 * len(run_memory.rows))
         if progress is not None:

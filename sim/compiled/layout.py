@@ -29,9 +29,13 @@ C_EVENTS = 8
 C_SLICES = 9
 C_SERVERS = 10
 C_CLOSED = 11  # 1: some model is a closed loop
-C_STREAMED = 12
-C_SPANS = 13  # 1: station spans are recorded
-CONFIG_COUNT = 16
+C_SPANS = 12  # 1: station spans are recorded
+# of a streamed run
+C_WARM_REQUESTS = 13  # requests before the window
+C_SECTION_BY_TIME = 14
+C_SECTION_SPAN = 15  # requests, or ns, that the sections of the run share
+C_LARGEST_BATCH = 16
+CONFIG_COUNT = 17
 
 # Indices into ``world.clock``, which does.
 K_NOW_NS = 0
@@ -50,7 +54,9 @@ K_LATEST_ALARM_NS = 12
 K_ROWS = 13  # rows in the ring
 K_HOMELESS = 14
 K_FAULT = 15  # server + 1 whose plug-in handed out an impossible batch
-CLOCK_COUNT = 16
+K_WINDOW_NS = 16  # streamed: start of the window, -1 before the warm-up is over
+K_WINDOW_END_NS = 17
+CLOCK_COUNT = 18
 
 # Why the event loop returned.
 STATUS_DONE = 0
@@ -217,6 +223,16 @@ _WORLD: dict[str, Place] = {
     "outage_from_ns": _STATE,
     "outage_to_ns": _STATE,
     "homeless": _STATE,
+    # what a streamed run keeps
+    "model_slo_ns": _TABLE,
+    "tally": _STATE,
+    "section_count": _STATE,
+    "section_latency_ns": _STATE,
+    "histogram": _STATE,
+    "size_count": _STATE,
+    "slice_busy_ns": _STATE,
+    "station_busy_ns": _STATE,
+    "unit_busy_ns": _STATE,
 }
 WORLD = BlockType("world", _WORLD)
 

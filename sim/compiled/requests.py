@@ -42,6 +42,7 @@ from sim.compiled.layout import (
     World,
 )
 from sim.compiled.memory import lowest_bit, part, peek
+from sim.compiled.tally import count_arrived, count_executed, count_finished, count_worked
 from sim.order import (
     RANK_ARRIVAL,
     RANK_CONSUMER_READY,
@@ -86,6 +87,7 @@ def arrive(world: World, request: int) -> None:
     world.server_index[request] = NONE
     world.outcome[request] = PENDING
     world.attempts[request] = 0
+    count_arrived(world, request)
     next_station(world, request)
 
 
@@ -187,6 +189,7 @@ def work(world: World, station: int, unit: int, first: int) -> None:
             heap_push(world, end_ns, order_key(RANK_STATION_LEAVE, request), station)
         request = after
     heap_push(world, released_ns, order_key(RANK_UNIT_RELEASE, unit), leaves_with_release)
+    count_worked(world, station, unit, now_ns, released_ns)
 
 
 def peek_masked(world: World, address: int, request: int) -> int:
@@ -449,6 +452,7 @@ def end(world: World, batch: int) -> None:
         batch_unlink(world, batch)
         server = world.batch_server[batch]
         request = world.batch_head[batch]
+        count_executed(world, world.batch_slice[batch], world.execution_start_ns[request], world.clock[K_NOW_NS])
         if world.server_keeps_order[server] == 0:
             while request != NONE:
                 after = world.row_link[request]
@@ -512,7 +516,7 @@ def finish(world: World, request: int, outcome: int) -> None:
     world.completed_ns[request] = done_ns
     world.clock[K_FINISHED] += 1
     world.row_owner[request] = 0
-    door.finished(world, request)
+    count_finished(world, request)
     if world.config[C_CLOSED] == 1:
         model = world.trace_model[request]
         if world.model_outstanding[model] > 0:

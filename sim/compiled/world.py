@@ -258,6 +258,8 @@ class RunMemory:
                 self._full(name, self.batch_places)
         self.arrays["batch_after"][:] = np.arange(1, self.batch_places + 1)
         self.arrays["heap"] = np.zeros(0, dtype=np.int64)
+        for name in lay.WORLD.order:
+            self.arrays.setdefault(name, np.zeros(0, dtype=np.int64))  # what only a streamed run has
 
     # -- requests in flight ----------------------------------------------------------------------------------
 
