@@ -6,7 +6,8 @@ Mean-value arithmetic on the drawn trace: no queueing, no randomness. The capaci
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -105,7 +106,8 @@ def _slice_loads(model: SimModel, model_names: Sequence[str], rates: Sequence[fl
         if len(mine) == 0 or model.outstanding[model_index]:
             continue
         mix = _mix(model, model_index, slice(None) if len(mine) == len(model.trace) else mine)
-        capacity = sum(_server_capacity_rps(model, model.servers[server], mix) for server in servers)
+        shares = _busy_neighbour_shares(model, [model.servers[server] for server in servers])
+        capacity = sum(_server_capacity_rps(model, model.servers[server], mix, shares) for server in servers)
         loads.append(
             StageLoad(
                 stage=f"slices of {model_names[model_index]}",
@@ -163,7 +165,7 @@ def _mix(model: SimModel, model_index: int, requests: NDArray[np.intp] | slice) 
     )
 
 
-def _server_capacity_rps(model: SimModel, server: ServerModel, mix: _Mix) -> float:
+def _server_capacity_rps(model: SimModel, server: ServerModel, mix: _Mix, shares: Mapping[int, float]) -> float:
     """Sum over the server's slices of their best rate on this mix of inputs."""
     tables = model.tables[server.model_index]
     bucket_max = np.array(server.plan.bucket_batch_max)
@@ -178,7 +180,7 @@ def _server_capacity_rps(model: SimModel, server: ServerModel, mix: _Mix) -> flo
         if key not in mix.best_ns:
             mix.best_ns[key] = _best_ns(tables.execution_ns[kind], mix, cap)
         work_ns = mix.best_ns[key] * mix.units * mix.execution_factor
-        work_ns *= 1.0 + tables.slowdown_ppm / 1_000_000 * _busy_neighbour_share(model, server, slice_index)
+        work_ns *= 1.0 + tables.slowdown_ppm / 1_000_000 * shares[slice_index]
         shared = model.preprocessing.shared
         if shared is not None and model.preprocessing.uses_shared[server.model_index]:
             work_ns *= shared.execution_slowdown
@@ -199,12 +201,16 @@ def _best_ns(rows_ns: NDArray[np.int64], mix: _Mix, cap: NDArray[np.int64]) -> f
     return float(best[mix.pair_index].mean())
 
 
-def _busy_neighbour_share(model: SimModel, server: ServerModel, slice_index: int) -> float:
-    """Of the other slices of the GPU, those that are surely busy when this model saturates: its own."""
-    gpu = model.slice_gpu[slice_index]
-    own = {s for other in model.servers if other.model_index == server.model_index for s in other.consumer_slice}
-    others = [s for s, its_gpu in enumerate(model.slice_gpu) if its_gpu == gpu and s != slice_index]
-    return sum(1 for s in others if s in own) / len(others) if others else 0.0
+def _busy_neighbour_shares(model: SimModel, servers: Sequence[ServerModel]) -> dict[int, float]:
+    """Per slice of a model: of the other slices of the GPU, those surely busy when the model saturates: its own."""
+    own = {slice_index for server in servers for slice_index in server.consumer_slice}
+    total = Counter(model.slice_gpu)
+    mine = Counter(model.slice_gpu[slice_index] for slice_index in own)
+    shares: dict[int, float] = {}
+    for slice_index in own:
+        gpu = model.slice_gpu[slice_index]
+        shares[slice_index] = (mine[gpu] - 1) / (total[gpu] - 1) if total[gpu] > 1 else 0.0
+    return shares
 
 
 def overload_warnings(loads: Sequence[StageLoad]) -> list[str]:

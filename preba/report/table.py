@@ -20,6 +20,8 @@ __all__ = ["comparison_table", "print_summary", "summary_table"]
 
 Json = dict[str, Any]
 
+SLICES_SHOWN = 28
+"""Slices that get a line of their own (four GPUs of seven); of more their mean and range are shown."""
 SHORT_RUN = "* the run is too short for this figure's interval to be trusted"
 UNSTEADY = "* without a steady state this figure depends on how long the run is"
 
@@ -148,8 +150,13 @@ def _usage(summary: Json) -> Table:
         taken = usage["preprocessing_taken"][name]
         text = percent(share) if abs(share - taken) < 5e-4 else f"{percent(share)} ({percent(taken)} taken)"
         table.add_row(Text(f"preprocessing: {name}"), text)
-    for name, share in usage["slices"].items():
-        table.add_row(Text(f"slice {name}"), percent(share) if share is not None else "out of service")
+    shares = [share for share in usage["slices"].values() if share is not None]
+    if len(usage["slices"]) > SLICES_SHOWN and shares:
+        span = f"{percent(usage['slices_mean'])}, from {percent(min(shares))} to {percent(max(shares))}"
+        table.add_row(f"{len(usage['slices']):,} slices, mean", span)
+    else:
+        for name, share in usage["slices"].items():
+            table.add_row(Text(f"slice {name}"), percent(share) if share is not None else "out of service")
     table.add_row("batch size, per batch", f"{significant(batch['mean'])} over {scaled(batch['batches'])} batches")
     table.add_row("batch size, as a request sees it", significant(batch["mean_seen_by_request"]))
     labels = {"preprocessing": "for preprocessing", "batcher": "in the batcher", "formed": "for a slice"}

@@ -381,7 +381,7 @@ class Batchers:
         self.addresses = address_of(self.blocks) + np.arange(len(servers), dtype=np.int64) * words * WORD
 
     def _shape_of(self, server: ServerModel) -> _Shape:
-        key = (id(server.plan), server.consumer_rank, server.consumer_batch_max)
+        key = (server.plan, server.consumer_rank, server.consumer_batch_max)
         if key not in self.kinds:
             number = self.plugins.index(server.plan.plugin) if server.plan.plugin is not None else 0
             self.kinds[key] = _Shape(server, number)
