@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from preba.errors import FormatError, MissingFileError, OutputError
@@ -119,8 +117,21 @@ class Records:
         return np.equal(self.outcome, 0)
 
     def select(self, keep: NDArray[np.bool_] | NDArray[np.intp]) -> Records:
-        """The rows that a mask or an index array names, as new records."""
-        return Records(**{name: getattr(self, name)[keep] for name in column_names()})
+        """The rows that a mask or an index array names, as new records; neighbouring rows share their memory."""
+        rows = as_slice(np.flatnonzero(keep) if keep.dtype == np.bool_ else keep.astype(np.intp, copy=False))
+        if isinstance(rows, slice) and rows == slice(0, len(self)):
+            return self
+        return Records(**{name: getattr(self, name)[rows] for name in column_names()})
+
+    def arrival_order(self, among: NDArray[np.bool_] | None = None) -> NDArray[np.intp]:
+        """The rows that a mask names (or all) by scheduled arrival, of simultaneous ones the lower request id first."""
+        rows = np.arange(len(self)) if among is None else np.flatnonzero(among)
+        taken = as_slice(rows)
+        scheduled_ns, request_id = self.scheduled_ns[taken], self.request_id[taken]
+        if ascending(scheduled_ns) and ascending(request_id):
+            return rows
+        # A closed loop issues out of id order, and several models interleave.
+        return rows[np.lexsort((request_id, scheduled_ns))]
 
     def record(self, row: int) -> RequestRecord:
         """One row as a value."""
@@ -195,6 +206,21 @@ class Batch:
     dispatched_ns: int
     execution_start_ns: int
     execution_end_ns: int
+
+
+def ascending(values: Int64) -> bool:
+    """Whether no value is below the one before it; much cheaper than sorting again what is in order."""
+    return bool(np.all(values[1:] >= values[:-1]))
+
+
+def as_slice(rows: NDArray[np.intp]) -> NDArray[np.intp] | slice:
+    """An index array as the slice that names the same rows, where they are neighbours: it selects without copying."""
+    if len(rows) == 0:
+        return slice(0, 0)
+    first, last = int(rows[0]), int(rows[-1])
+    if last - first + 1 == len(rows) and first >= 0 and bool(np.all(rows[1:] > rows[:-1])):
+        return slice(first, last + 1)
+    return rows
 
 
 def column_names() -> tuple[str, ...]:
@@ -305,6 +331,10 @@ def write_records(path: Path, records: Records, metadata: Mapping[str, str]) -> 
     OutputError
         The file cannot be written.
     """
+    # pyarrow takes longer to import than a short run; only files in its format need it.
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     arrays: dict[str, Any] = {}
     for name in column_names():
         column = getattr(records, name)
@@ -335,6 +365,9 @@ def read_records(path: Path) -> tuple[Records, dict[str, str]]:
     ------
     MissingFileError, FormatError
     """
+    import pyarrow as pa  # as in write_records
+    import pyarrow.parquet as pq
+
     if not path.exists():
         raise MissingFileError(f"{path}: no such records file")
     try:
@@ -376,6 +409,9 @@ def write_spans(path: Path, spans: StationSpans, stations: Sequence[StationFacts
     OutputError
         The file cannot be written.
     """
+    import pyarrow as pa  # as in write_records
+    import pyarrow.parquet as pq
+
     columns: dict[str, Any] = {
         field.name: getattr(spans, field.name) for field in dataclasses.fields(spans) if field.name != "station_index"
     }

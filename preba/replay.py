@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from preba.errors import FormatError, MissingFileError, TraceError, nearest
@@ -209,6 +207,10 @@ def _which(path: Path, column: str | None, names: Sequence[str]) -> int:
 
 
 def _parquet_column(path: Path, column: str | None) -> Column:
+    # pyarrow takes longer to import than a short run; only files in its format need it.
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         names = pq.read_schema(path).names
         values = pq.read_table(path, columns=[names[_which(path, column, names)]]).column(0)

@@ -12,7 +12,7 @@ __all__ = ["Provenance", "StrictModel"]
 class StrictModel(BaseModel):
     """A frozen value whose unknown keys, wrong types and non-finite numbers are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, defer_build=True)
 
 
 class Provenance(StrictModel):

@@ -1,51 +1,103 @@
-"""The ``preba`` command: verbs, and the one place where errors become a line on stderr and an exit code.
+"""The ``preba`` command: its verbs, and the one place where errors become a line on stderr and an exit code.
 
+A verb's module is imported when the verb is called, so that none waits for what only the others need.
 Exit codes: 0 fine, 1 a check failed, 2 wrong usage or bad input.
 """
 
 from __future__ import annotations
 
-import json
+import importlib
 import sys
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from typer.core import TyperCommand, TyperGroup
 
 from preba import __version__
-from preba.cli.demo import demo
-from preba.cli.mig import mig_app
-from preba.cli.simulate import simulate
-from preba.errors import OutputError, PrebaError
-from preba.scenario.schema import Scenario
+from preba.cli.start import spare_garbage_collection
+from preba.errors import PrebaError
 
-app = typer.Typer(
+
+@dataclass(frozen=True)
+class Verb:
+    """Where a verb is defined and what the list of verbs says of it.
+
+    Attributes
+    ----------
+    module, name : str
+        The module, and the function or typer application in it.
+    summary : str
+        The first sentence of its help.
+    """
+
+    module: str
+    name: str
+    summary: str
+
+    def load(self) -> Any:  # noqa: ANN401 - a function with options, or a typer application
+        """Imports and returns it."""
+        return getattr(importlib.import_module(self.module), self.name)
+
+
+VERBS: Mapping[str, Verb] = {
+    "simulate": Verb(
+        "preba.cli.simulate", "simulate", "Predict how a scenario's server behaves, without any hardware."
+    ),
+    "sweep": Verb(
+        "preba.cli.sweep",
+        "sweep",
+        "Run a scenario at many points and compare them: one row per point, plots and a report.",
+    ),
+    "demo": Verb(
+        "preba.cli.demo",
+        "demo",
+        "Compare CPU, DPU and ideal preprocessing on seven small slices and on the whole GPU.",
+    ),
+    "schema": Verb(
+        "preba.cli.schema",
+        "schema",
+        "Print the JSON Schema of scenario files, for editors that complete and check YAML.",
+    ),
+    "mig": Verb("preba.cli.mig", "mig_app", "Cut GPUs into MIG slices: catalogue, plans, files. Offline."),
+}
+"""Every verb, in the order of ``preba --help``."""
+
+
+class _LaterCommand(TyperCommand):
+    """Stands in the list of verbs; the verb itself takes over once it is called."""
+
+    def __init__(self, name: str, verb: Verb) -> None:
+        super().__init__(name, help=verb.summary)
+        self.verb = verb
+
+    def make_context(self, info_name: Any, args: Any, parent: Any = None, **extra: Any) -> Any:  # noqa: ANN401 - click's
+        found = self.verb.load()
+        if not isinstance(found, typer.Typer):
+            application = _application()
+            application.command(self.name)(found)
+            found = application
+        return typer.main.get_command(found).make_context(info_name, args, parent=parent, **extra)
+
+
+class _Verbs(TyperGroup):
+    def __init__(self, **settings: Any) -> None:  # noqa: ANN401 - click's
+        super().__init__(**settings)
+        for name, verb in VERBS.items():
+            self.add_command(_LaterCommand(name, verb))
+
+
+def _application(**settings: Any) -> typer.Typer:  # noqa: ANN401 - typer's
+    return typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, **settings)
+
+
+app = _application(
     name="preba",
+    cls=_Verbs,
     no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
     help="Predict tail latency, throughput, power and cost of ML inference on partitioned GPUs.",
 )
-app.command()(simulate)
-app.command()(demo)
-app.add_typer(mig_app, name="mig")
-
-
-@app.command()
-def schema(
-    out: Annotated[Path | None, typer.Option(help="Write to this file instead of stdout.")] = None,
-) -> None:
-    """Print the JSON Schema of scenario files, for editors that complete and check YAML."""
-    text = json.dumps(Scenario.model_json_schema(), indent=2) + "\n"
-    if out is None:
-        typer.echo(text, nl=False)
-    else:
-        try:
-            out.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"--out {out}: cannot be written: {error.strerror or error}") from error
 
 
 def _version(wanted: bool) -> None:  # noqa: FBT001 - called by typer with the option's value
@@ -72,10 +124,14 @@ def run(arguments: list[str] | None = None) -> None:
     arguments : list of str, optional
         Instead of the process's own.
     """
+    spare_garbage_collection()
     try:
         # Usage errors and interrupts are the framework's own: it says so on stderr and exits with 2 or 130.
         app(args=arguments)
     except PrebaError as error:
+        # Only a failure needs colours, which take longer to import than a verb's own help.
+        from rich.console import Console
+
         console = Console(stderr=True, soft_wrap=True, highlight=False)
         for line in str(error).splitlines():
             console.print(f"error: {line}", markup=False, style="red")

@@ -22,6 +22,7 @@ from preba.mig.plan import Plan, plan_partition
 from preba.mig.smi import closest_device, differences, parse_lgipp, read_listing
 
 mig_app = typer.Typer(
+    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
     help="Cut GPUs into MIG slices: catalogue, plans, files. Offline.",

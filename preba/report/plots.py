@@ -23,7 +23,10 @@ from preba.report.numbers import significant
 from preba.report.series import TimeSeries, latency_curve, outage_spans_s, time_series
 from preba.report.stages import STAGE_LABELS, STAGES
 
-__all__ = ["Plot", "bar_plot", "run_plots"]
+__all__ = [
+    "COLOURS", "INK", "QUIET", "WIDTH_IN", "Plot", "bar_plot", "legend", "literal", "new_figure", "run_plots", "style",
+    "svg_of",
+]  # fmt: skip
 
 Json = dict[str, Any]
 
@@ -95,19 +98,21 @@ def run_plots(result: RunResult, summary: Json) -> list[Plot]:
     ]
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """A name as it is: a dollar sign is no formula, and a leading underscore hides nothing."""
     text = text.replace("$", r"\$")
     return "\u200a" + text if text.startswith("_") else text
 
 
-def _figure(height_in: float, width_in: float = WIDTH_IN) -> Figure:
+def new_figure(height_in: float, width_in: float = WIDTH_IN) -> Figure:
+    """An empty picture of the reports' size."""
     figure = Figure(figsize=(width_in, height_in), layout="constrained", facecolor="white")
     FigureCanvasSVG(figure)
     return figure
 
 
-def _style(axes: Axes, *, x: str = "", y: str = "", title: str = "") -> None:
+def style(axes: Axes, *, x: str = "", y: str = "", title: str = "") -> None:
+    """Labels axes and gives them the reports' look."""
     axes.set_xlabel(x, color=INK, fontsize=9)
     axes.set_ylabel(y, color=INK, fontsize=9)
     if title:
@@ -121,7 +126,8 @@ def _style(axes: Axes, *, x: str = "", y: str = "", title: str = "") -> None:
         axes.spines[side].set_color(QUIET)
 
 
-def _svg(figure: Figure) -> bytes:
+def svg_of(figure: Figure) -> bytes:
+    """A finished picture as SVG; equal pictures are equal bytes."""
     buffer = io.BytesIO()
     # The salt makes equal pictures equal bytes; names in scripts that the font lacks are drawn as boxes.
     with mpl.rc_context({"svg.hashsalt": "preba"}), warnings.catch_warnings():
@@ -130,7 +136,8 @@ def _svg(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _legend(axes: Axes, **options: Any) -> None:  # noqa: ANN401 - matplotlib's own options
+def legend(axes: Axes, **options: Any) -> None:  # noqa: ANN401 - matplotlib's own options
+    """Adds a legend in the reports' look."""
     axes.legend(fontsize=8.5, frameon=False, labelcolor=INK, **options)
 
 
@@ -142,7 +149,7 @@ def _kept(result: RunResult, summary: Json) -> np.ndarray[Any, np.dtype[np.bool_
 
 
 def _latency(result: RunResult, summary: Json) -> Plot:
-    figure = _figure(3.5)
+    figure = new_figure(3.5)
     body, tail = figure.subplots(1, 2, gridspec_kw={"width_ratios": (1.0, 1.0)})
     keep = _kept(result, summary)
     records = result.records
@@ -154,7 +161,7 @@ def _latency(result: RunResult, summary: Json) -> Plot:
             continue
         latency_ms, share = latency_curve(records.latency_ns[mask])
         colour = INK if position == 0 and len(curves) > 1 else COLOURS[(position - (len(curves) > 1)) % 8]
-        line = {"color": colour, "linewidth": 1.6, "label": _literal(label)}
+        line = {"color": colour, "linewidth": 1.6, "label": literal(label)}
         body.step(latency_ms, share, where="post", **line)
         # The last point, beyond which nothing lies, has no place on a logarithmic axis.
         above = 1.0 - share
@@ -166,15 +173,15 @@ def _latency(result: RunResult, summary: Json) -> Plot:
     tail.set_yscale("log")
     for axes in (body, tail):
         axes.xaxis.set_major_locator(MaxNLocator(6))
-    _style(body, x="latency (ms)", y="share of requests at or below", title="distribution")
-    _style(tail, x="latency (ms)", y="share of requests above", title="tail")
+    style(body, x="latency (ms)", y="share of requests at or below", title="distribution")
+    style(tail, x="latency (ms)", y="share of requests above", title="tail")
     if len(curves) > 1:
-        _legend(body, loc="lower right")
+        legend(body, loc="lower right")
     return Plot(
         "Latency",
         "Left: how many requests are answered within a time. Right: how many take longer, on a logarithmic axis. "
         "Dots are the percentiles of the table; an open dot marks one that the run is too short for.",
-        _svg(figure),
+        svg_of(figure),
     )
 
 
@@ -200,7 +207,7 @@ def _percentile_marks(body: Axes, tail: Axes, latency: Json) -> None:
 def _stages(summary: Json) -> Plot:
     stages = summary["stages_ms"]
     names = [name for name in STAGES if stages[name]["mean"] or stages[name]["p99"]]
-    figure = _figure(3.3)
+    figure = new_figure(3.3)
     stacked, single = figure.subplots(1, 2, gridspec_kw={"width_ratios": (1.25, 1.0)})
     left = np.zeros(2)
     for name in names:
@@ -215,7 +222,7 @@ def _stages(summary: Json) -> Plot:
         )  # fmt: skip
     stacked.set_yticks([0, 1], ["slowest\n1 %", "all"])
     stacked.set_xlim(0, max(float(left.max()) * 1.18, 1e-9))
-    _style(stacked, x="mean time per request (ms)", title="mean")
+    style(stacked, x="mean time per request (ms)", title="mean")
     places = np.arange(len(names))[::-1]
     p99s = [stages[name]["p99"] for name in names]
     single.barh(places, p99s, color=[STAGE_COLOURS[name] for name in names], height=0.6)
@@ -226,7 +233,7 @@ def _stages(summary: Json) -> Plot:
         )  # fmt: skip
     single.set_yticks(places, [STAGE_LABELS[name] for name in names])
     single.set_xlim(0, max(*p99s, 1e-9) * 1.2)
-    _style(single, x="p99 (ms)", title="p99 of each stage by itself")
+    style(single, x="p99 (ms)", title="p99 of each stage by itself")
     for axes in (stacked, single):
         axes.grid(visible=False, axis="y")
     handles, labels = stacked.get_legend_handles_labels()
@@ -235,14 +242,14 @@ def _stages(summary: Json) -> Plot:
         "Where the time goes",
         "Left: the stages of a request's latency, of all requests and of the slowest hundredth; they add up. "
         "Right: the 99th percentile of each stage; these do not add up.",
-        _svg(figure),
+        svg_of(figure),
     )
 
 
 def _batches(result: RunResult, summary: Json) -> Plot:
     parts = {name: model["batch_size"] for name, model in summary["models"].items()}
     parts = parts or {result.models[0]: summary["batch_size"]}
-    figure = _figure(2.6)
+    figure = new_figure(2.6)
     axes = figure.subplots()
     largest = max((int(size) for part in parts.values() for size in part["histogram"]), default=1)
     below = np.zeros(largest + 1)
@@ -257,7 +264,7 @@ def _batches(result: RunResult, summary: Json) -> Plot:
             bottom=below[1:],
             width=0.85,
             color=COLOURS[position % 8],
-            label=_literal(name),
+            label=literal(name),
         )
         below += heights
     mean = summary["batch_size"]["mean"]
@@ -270,11 +277,11 @@ def _batches(result: RunResult, summary: Json) -> Plot:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlim(0.4, max(largest, 4) + 0.6)
     axes.set_ylim(0.0, max(float(below.max()), 1.0) * 1.18)
-    _style(axes, x="requests in the batch", y="batches")
+    style(axes, x="requests in the batch", y="batches")
     axes.grid(visible=False, axis="x")
     if len(parts) > 1:
-        _legend(axes)
-    return Plot("Batch sizes", "How many batches had which size; the dashed line is the mean.", _svg(figure))
+        legend(axes)
+    return Plot("Batch sizes", "How many batches had which size; the dashed line is the mean.", svg_of(figure))
 
 
 def _shade_time(axes: Axes, summary: Json, outages: Sequence[tuple[float, float]]) -> None:
@@ -292,7 +299,7 @@ def _stairs(axes: Axes, series: TimeSeries, lines: Mapping[str, Any], labels: Ma
     for position, (name, values) in enumerate(lines.items()):
         axes.stairs(
             values, series.edges_s, baseline=None, color=COLOURS[position % 8], linewidth=1.4,
-            label=_literal(labels.get(name, name)),
+            label=literal(labels.get(name, name)),
         )  # fmt: skip
 
 
@@ -300,7 +307,7 @@ def _utilization(summary: Json, series: TimeSeries) -> Plot:
     rows = max(1, len(series.slices))
     stations = bool(series.stations)
     heat_in = 0.9 + 0.24 * min(rows, 24)
-    figure = _figure(heat_in + (2.0 if stations else 0.0))
+    figure = new_figure(heat_in + (2.0 if stations else 0.0))
     grid = figure.subplots(
         2 if stations else 1,
         1,
@@ -313,8 +320,8 @@ def _utilization(summary: Json, series: TimeSeries) -> Plot:
         _shade_time(grid[0], summary, [])
         grid[0].set_ylim(-0.02, 1.05)
         grid[0].yaxis.set_major_formatter(PercentFormatter(1.0))
-        _style(grid[0], y="units taken", title="preprocessing")
-        _legend(grid[0], loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4, borderaxespad=0.1)
+        style(grid[0], y="units taken", title="preprocessing")
+        legend(grid[0], loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4, borderaxespad=0.1)
     heat = grid[-1]
     colours = mpl.colormaps["cividis"].with_extremes(bad="#ffffff")
     image = heat.imshow(
@@ -322,8 +329,8 @@ def _utilization(summary: Json, series: TimeSeries) -> Plot:
         vmax=1.0, extent=(0.0, float(series.edges_s[-1]), rows - 0.5, -0.5),
     )  # fmt: skip
     heat.set_facecolor("#ffffff")
-    heat.set_yticks(range(rows), [_literal(name) for name in series.slices])
-    _style(heat, x="time (s)", title="slices")
+    heat.set_yticks(range(rows), [literal(name) for name in series.slices])
+    style(heat, x="time (s)", title="slices")
     heat.grid(visible=False)
     bar = figure.colorbar(image, ax=heat, format=PercentFormatter(1.0), pad=0.01)
     bar.ax.tick_params(labelsize=8.5)
@@ -333,12 +340,12 @@ def _utilization(summary: Json, series: TimeSeries) -> Plot:
         "busy; white where it is out of service. Grey: outside the window that the figures are taken from."
         if stations
         else "Share of time in which each slice is busy; white where it is out of service.",
-        _svg(figure),
+        svg_of(figure),
     )
 
 
 def _queues(result: RunResult, summary: Json, series: TimeSeries) -> Plot:
-    figure = _figure(2.7)
+    figure = new_figure(2.7)
     axes = figure.subplots()
     _stairs(axes, series, series.queues, QUEUE_LABELS)
     _shade_time(axes, summary, outage_spans_s(result))
@@ -346,13 +353,13 @@ def _queues(result: RunResult, summary: Json, series: TimeSeries) -> Plot:
     formatter = ScalarFormatter()
     formatter.set_scientific(False)
     axes.yaxis.set_major_formatter(formatter)
-    _style(axes, x="time (s)", y="requests waiting (mean)")
-    _legend(axes, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3)
+    style(axes, x="time (s)", y="requests waiting (mean)")
+    legend(axes, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3)
     return Plot(
         "Queues over time",
         "Mean number of waiting requests per interval. Grey: outside the window that the figures are taken from"
         + ("; hatched: a slice is out of service." if result.outages else "."),
-        _svg(figure),
+        svg_of(figure),
     )
 
 
@@ -371,12 +378,12 @@ def bar_plot(
     logarithmic : bool
         For values that differ by orders of magnitude.
     """
-    figure = _figure(0.8 + 0.28 * max(len(values), 1), 0.65 * WIDTH_IN)
+    figure = new_figure(0.8 + 0.28 * max(len(values), 1), 0.65 * WIDTH_IN)
     axes = figure.subplots()
     places = np.arange(len(values))[::-1]
     numbers = np.array([np.nan if value is None else value for value in values.values()], dtype=np.float64)
     axes.barh(places, np.nan_to_num(numbers), color=COLOURS[0], height=0.65)
-    axes.set_yticks(places, [_literal(label) for label in values])
+    axes.set_yticks(places, [literal(label) for label in values])
     largest = float(np.nanmax(numbers)) if bool(np.isfinite(numbers).any()) else 1.0
     if logarithmic and bool((numbers > 0).any()):
         axes.set_xscale("log")
@@ -388,6 +395,6 @@ def bar_plot(
             significant(value), (0.0 if value is None else value, place), xytext=(4, 0),
             textcoords="offset points", va="center", fontsize=8.5, color=INK,
         )  # fmt: skip
-    _style(axes, x=unit)
+    style(axes, x=unit)
     axes.grid(visible=False, axis="y")
-    return Plot(title, caption, _svg(figure))
+    return Plot(title, caption, svg_of(figure))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
 from preba.records import Records
 
-__all__ = ["STAGES", "STAGE_LABELS", "stage_ns"]
+__all__ = ["STAGES", "STAGE_LABELS", "stage_ns", "times_of_stage_ns"]
 
 STAGES = (
     "generator_lag",
@@ -68,17 +70,30 @@ def stage_ns(records: Records) -> dict[str, NDArray[np.int64]]:
     * ``execution``: the rest of the time on the slice.
     * ``response``: from the batch's end to the answer, waiting for earlier answers included.
     """
-    if not bool(np.all(records.served)):
+    return {stage: times_of_stage_ns(records, stage) for stage in STAGES}
+
+
+def times_of_stage_ns(records: Records, stage: str) -> NDArray[np.int64]:
+    """One stage of ``stage_ns``, int64[n], for those who need not hold all of them at once.
+
+    Raises
+    ------
+    ValueError
+        A request was not served.
+    """
+    if bool(np.any(records.outcome)):
         raise ValueError("stages exist for served requests only")
-    on_slice_ns = records.execution_end_ns - records.execution_start_ns
-    return {
-        "generator_lag": records.issued_ns - records.scheduled_ns,
-        "preprocess_wait": records.preprocess_wait_ns,
-        "preprocess_service": records.preprocess_end_ns - records.issued_ns - records.preprocess_wait_ns,
-        "hop": records.enqueued_ns - records.preprocess_end_ns,
-        "batching": records.dispatched_ns - records.enqueued_ns,
-        "slice_queue": records.execution_start_ns - records.dispatched_ns,
-        "slice_preprocess": records.slice_preprocess_ns,
-        "execution": on_slice_ns - records.slice_preprocess_ns,
-        "response": records.completed_ns - records.execution_end_ns,
-    }
+    return _TIMES_NS[stage](records)
+
+
+_TIMES_NS: Mapping[str, Callable[[Records], NDArray[np.int64]]] = {
+    "generator_lag": lambda r: r.issued_ns - r.scheduled_ns,
+    "preprocess_wait": lambda r: r.preprocess_wait_ns,
+    "preprocess_service": lambda r: r.preprocess_end_ns - r.issued_ns - r.preprocess_wait_ns,
+    "hop": lambda r: r.enqueued_ns - r.preprocess_end_ns,
+    "batching": lambda r: r.dispatched_ns - r.enqueued_ns,
+    "slice_queue": lambda r: r.execution_start_ns - r.dispatched_ns,
+    "slice_preprocess": lambda r: r.slice_preprocess_ns,
+    "execution": lambda r: r.execution_end_ns - r.execution_start_ns - r.slice_preprocess_ns,
+    "response": lambda r: r.completed_ns - r.execution_end_ns,
+}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from preba.records import Records, RunResult
+from preba.records import Records, RunResult, as_slice, ascending
 
 __all__ = [
     "QUEUES",
@@ -29,6 +29,10 @@ Float64 = NDArray[np.float64]
 
 QUEUES = ("preprocessing", "batcher", "formed")
 """Waiting for preprocessing units; in a batcher; in a complete batch that waits for its slice."""
+
+
+DENSE = 4
+"""Batch ids may be this many times as many as requests before a table of them costs more than sorting."""
 
 
 @dataclass(frozen=True)
@@ -57,32 +61,35 @@ def integral_ns(intervals: Intervals, edges_ns: Int64) -> Float64:
         Nanoseconds per bin, overlapping intervals counted once each; divided by the bin's width this is the
         mean number of intervals open in it.
     """
-    elapsed = _elapsed(np.sort(intervals.from_ns), edges_ns) - _elapsed(np.sort(intervals.to_ns), edges_ns)
+    elapsed = _elapsed(intervals.from_ns, edges_ns) - _elapsed(intervals.to_ns, edges_ns)
     # Cancellation leaves rounding of either sign where nothing was open.
     found: Float64 = np.maximum(np.diff(elapsed), 0.0)
     return found
 
 
 def _elapsed(times_ns: Int64, edges_ns: Int64) -> Float64:
-    """For each edge t, the sum of ``t - x`` over all sorted times x before it."""
-    if len(times_ns) == 0:
-        return np.zeros(len(edges_ns))
+    """For each edge t, the sum of ``t - x`` over all times x before it."""
     # Relative to the first edge, the sums stay small enough for doubles to keep single nanoseconds.
-    times = (times_ns - edges_ns[0]).astype(np.float64)
-    edges = (edges_ns - edges_ns[0]).astype(np.float64)
-    before = np.searchsorted(times_ns, edges_ns, side="left")
-    sums = np.concatenate(([0.0], np.cumsum(times)))
-    found: Float64 = edges * before - sums[before]
+    times, edges = times_ns - edges_ns[0], edges_ns - edges_ns[0]
+    if not ascending(times):
+        times.sort()
+    before = np.searchsorted(times, edges, side="left")
+    sums = np.zeros(int(before[-1]) + 1)
+    np.cumsum(times[: before[-1]], dtype=np.float64, out=sums[1:])
+    found: Float64 = edges * before.astype(np.float64) - sums[before]
     return found
 
 
 def disjoint(intervals: Intervals) -> Intervals:
     """The same covered time without overlaps: each interval starts where the earlier ones have ended."""
-    order = np.lexsort((intervals.to_ns, intervals.from_ns))
-    begin, end = intervals.from_ns[order], intervals.to_ns[order]
+    begin, end = intervals.from_ns, intervals.to_ns
     if len(begin) == 0:
         return intervals
-    covered = np.concatenate(([begin[0]], np.maximum.accumulate(end)[:-1]))
+    if bool(np.all(begin[1:] >= end[:-1])) and bool(np.all(end > begin)):
+        return intervals
+    order = np.lexsort((end, begin))
+    begin, end = begin[order], end[order]
+    covered = np.concatenate((begin[:1], np.maximum.accumulate(end)[:-1]))
     begin = np.maximum(begin, covered)
     some = end > begin
     return Intervals(begin[some], end[some])
@@ -93,11 +100,18 @@ def work_units(result: RunResult, station_index: int) -> list[Intervals]:
 
     Requests of one batch share their unit's time, and a pipelined unit is free again before its request leaves.
     """
-    spans = result.spans
-    mine = spans.station_index == station_index
-    unit, start, released = spans.unit_index[mine], spans.start_ns[mine], spans.released_ns[mine]
+    spans, units = result.spans, result.stations[station_index].units
+    mine = np.flatnonzero(spans.station_index == station_index)
+    if units == 1:
+        return [disjoint(Intervals(spans.start_ns[mine], spans.released_ns[mine]))]
+    unit = spans.unit_index[mine]
+    # NumPy sorts numbers of 8 or 16 bits in one or two passes; one mask per unit would be a pass for each.
+    mine = mine[np.argsort(unit.astype(np.min_scalar_type(units)), kind="stable")]
+    ends = np.cumsum(np.bincount(unit, minlength=units)).tolist()
+    start, released = spans.start_ns[mine], spans.released_ns[mine]
     return [
-        disjoint(Intervals(start[unit == u], released[unit == u])) for u in range(result.stations[station_index].units)
+        disjoint(Intervals(start[begin:end], released[begin:end]))
+        for begin, end in zip([0, *ends[:-1]], ends, strict=True)
     ]
 
 
@@ -112,8 +126,17 @@ def station_busy(result: RunResult, station_index: int, edges_ns: Int64) -> Floa
 def first_of_batch(records: Records) -> NDArray[np.intp]:
     """One row for each batch that was executed, in order of batch id."""
     rows = np.flatnonzero(records.batch_id >= 0)
-    _, first = np.unique(records.batch_id[rows], return_index=True)
-    return rows[first]
+    if len(rows) == 0:
+        return rows
+    batch_id = records.batch_id[as_slice(rows)]
+    lowest = int(batch_id.min())
+    count = int(batch_id.max()) - lowest + 1
+    if count > DENSE * len(rows):
+        return rows[np.unique(batch_id, return_index=True)[1]]
+    # Ids count up, so a table of them is small; written backwards, each batch's first row is what stays.
+    first = np.full(count, -1, dtype=np.intp)
+    first[batch_id[::-1] - lowest] = rows[::-1]
+    return first[first >= 0]
 
 
 def slice_busy(result: RunResult, edges_ns: Int64) -> Float64:
@@ -130,11 +153,14 @@ def slice_busy(result: RunResult, edges_ns: Int64) -> Float64:
         Nanoseconds. A slice given to DALI is busy when its unit of the ``dali`` station is; the k-th such slice
         is the station's unit k.
     """
-    batches = result.records.select(first_of_batch(result.records))
+    records = result.records
+    rows = first_of_batch(records)
+    rows = rows[np.argsort(records.slice_index[rows], kind="stable")]
+    ends = np.searchsorted(records.slice_index[rows], np.arange(len(result.slices) + 1)).tolist()
     busy = np.zeros((len(result.slices), len(edges_ns) - 1))
     for index in range(len(result.slices)):
-        mine = batches.slice_index == index
-        runs = Intervals(batches.execution_start_ns[mine], batches.execution_end_ns[mine])
+        mine = rows[ends[index] : ends[index + 1]]
+        runs = Intervals(records.execution_start_ns[mine], records.execution_end_ns[mine])
         busy[index] = integral_ns(disjoint(runs), edges_ns)
     own = [index for index, unit in enumerate(result.slices) if unit.role == "preprocessing"]
     for position, station in enumerate(result.stations):
@@ -160,30 +186,35 @@ def queue_intervals(result: RunResult) -> dict[str, Intervals]:
         Keys are ``QUEUES``. A request that was refused, or is waiting still, waited until its refusal or the end.
     """
     records = result.records
-    left_ns = np.where(records.completed_ns >= 0, records.completed_ns, result.end_ns)
-    entered = records.enqueued_ns >= 0
-    formed = records.dispatched_ns >= 0
-    formed_ns = np.where(formed, records.dispatched_ns, left_ns)
-    started_ns = np.where(records.execution_start_ns >= 0, records.execution_start_ns, left_ns)
+    left_ns = _else(records.completed_ns, result.end_ns)
     return {
         "preprocessing": _preprocessing_queue(result),
-        "batcher": _kept(records.enqueued_ns, formed_ns, entered),
-        "formed": _kept(records.dispatched_ns, started_ns, formed),
+        "batcher": _kept(records.enqueued_ns, _else(records.dispatched_ns, left_ns), records.enqueued_ns >= 0),
+        "formed": _kept(records.dispatched_ns, _else(records.execution_start_ns, left_ns), records.dispatched_ns >= 0),
     }
+
+
+def _else(times_ns: Int64, other_ns: Int64 | int) -> Int64:
+    """The times, and the other ones where something never happened."""
+    happened = times_ns >= 0
+    return times_ns if bool(happened.all()) else np.where(happened, times_ns, other_ns)
 
 
 def _preprocessing_queue(result: RunResult) -> Intervals:
     spans, records = result.spans, result.records
     if len(spans.request_id):
-        counts = np.array([station.kind != "hop" for station in result.stations])[spans.station_index]
+        counts = np.zeros(len(spans.station_index), dtype=bool)
+        for index, station in enumerate(result.stations):
+            if station.kind != "hop":
+                counts |= spans.station_index == index
         return _kept(spans.arrived_ns, spans.start_ns, counts)
     # A log without spans still says when preprocessing began.
     return _kept(records.issued_ns, records.preprocess_start_ns, records.preprocess_start_ns >= 0)
 
 
 def _kept(from_ns: Int64, to_ns: Int64, mask: NDArray[np.bool_]) -> Intervals:
-    mask = mask & (to_ns > from_ns)
-    return Intervals(from_ns[mask], to_ns[mask])
+    rows = as_slice(np.flatnonzero(mask & (to_ns > from_ns)))
+    return Intervals(from_ns[rows], to_ns[rows])
 
 
 def distinct_names(names: Sequence[str]) -> list[str]:

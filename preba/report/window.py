@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from preba.records import RunResult
+from preba.records import RunResult, as_slice
 from preba.report.context import ReportContext
 from preba.statistics import SECTIONS, warmup_cut
 
@@ -54,18 +54,16 @@ def steady_window(result: RunResult, context: ReportContext) -> SteadyWindow:
     SteadyWindow
     """
     records = result.records
-    # Closed loops issue out of id order, and several models interleave.
-    order = np.lexsort((records.request_id, records.scheduled_ns))
-    served = order[records.served[order]]
-    arrivals = records.scheduled_ns[served]
-    requested_ns = _requested_ns(context, records.scheduled_ns[order])
-    cut = warmup_cut(arrivals, records.latency_ns[served], requested_ns=requested_ns)
+    served = records.arrival_order(records.served)
+    rows = as_slice(served)
+    arrivals_ns, answered_ns = records.scheduled_ns[rows], records.completed_ns[rows]
+    requested_ns = _requested_ns(context, records.scheduled_ns)
+    cut = warmup_cut(arrivals_ns, answered_ns - arrivals_ns, requested_ns=requested_ns)
     start_ns = requested_ns if requested_ns is not None else cut.time_ns
     kept = records.scheduled_ns >= start_ns
     kept[served[: cut.index]] = False
     last_ns = int(records.scheduled_ns.max()) if len(records) else 0
     start_ns = min(start_ns, last_ns) if len(records) else 0
-    answered_ns = records.completed_ns[served]
     inside = (answered_ns >= start_ns) & (answered_ns < last_ns)
     # A run of a few requests may end before its first answer: then its whole length must do.
     end_ns = last_ns if bool(inside.any()) else result.end_ns + 1
@@ -78,6 +76,7 @@ def _requested_ns(context: ReportContext, arrivals_ns: NDArray[np.int64]) -> int
     """The scenario's own warm-up as a time; so many requests end at the arrival of the next one."""
     if context.warmup_requests is None or len(arrivals_ns) == 0:
         return context.warmup_ns
+    arrivals_ns = np.sort(arrivals_ns)
     if context.warmup_requests < len(arrivals_ns):
         return int(arrivals_ns[context.warmup_requests])
     return int(arrivals_ns[-1]) + 1

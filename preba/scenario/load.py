@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,19 +39,30 @@ def load_scenario(path: Path, overrides: Sequence[str] = ()) -> Scenario:
         It is not YAML, or a field is unknown, missing or of the wrong type; the message names the field, the
         value, what is allowed and the line.
     """
+    data, lines = scenario_data(path, overrides)
+    return validated(data, origin=path, lines=lines)
+
+
+def scenario_data(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Mapping[Any, int]]:
+    """Reads a scenario file as plain data, with overrides, and the line of each field; raises as ``load_scenario``."""
     data, lines = read_yaml(find_config(path, path.parent, what="scenario"), error=ScenarioError)
     if not isinstance(data, dict):
         raise ScenarioError(f"{path}: a scenario is a mapping of keys, got {type(data).__name__}")
     for override in overrides:
         apply_override(data, override)
+    return data, lines
+
+
+def validated(data: Mapping[str, Any], *, origin: Path, lines: Mapping[Any, int]) -> Scenario:
+    """A scenario from plain data; raises as ``load_scenario``, naming the file and line it came from."""
     return validate(
         Scenario,
         data,
-        origin=str(path),
+        origin=str(origin),
         lines=lines,
         error=ScenarioError,
         root="scenario",
-        context={"directory": path.parent},
+        context={"directory": origin.parent},
     )
 
 
