@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,7 +12,7 @@ from preba.data import config_folder
 from preba.errors import ScenarioError
 from preba.figures import Count, Figure, PositiveFigure, figures_of, replace_figures
 from preba.strict import Provenance, StrictModel
-from preba.strictfile import find_config, read_yaml, validate
+from preba.strictfile import find_config, modified_ns, read_yaml, validate
 
 __all__ = ["Hardware", "HardwareConfig", "hardware_provenance", "load_hardware", "resolve_hardware"]
 
@@ -129,6 +130,11 @@ def load_hardware(name_or_path: str, *, folder: Path | None = None) -> Hardware:
         It is not a hardware file, or a number lacks its provenance.
     """
     path = find_config(name_or_path, config_folder() / "hardware", what="hardware", beside=folder)
+    return _parsed(path, modified_ns(path))
+
+
+@functools.lru_cache(maxsize=64)  # sweeps read the same file thousands of times
+def _parsed(path: Path, _modified_ns: int) -> Hardware:
     data, lines = read_yaml(path)
     return validate(Hardware, data, origin=str(path), lines=lines)
 

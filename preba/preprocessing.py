@@ -5,9 +5,10 @@ What a config means as stations for an engine is in accel.stations; no queueing,
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
@@ -26,7 +27,7 @@ from preba.preprocessing_costs import (
     ImageCostOverride,
 )
 from preba.strict import Provenance, StrictModel
-from preba.strictfile import find_config, read_yaml, validate
+from preba.strictfile import find_config, modified_ns, read_yaml, validate
 
 __all__ = [
     "AnyPreprocessing",
@@ -140,6 +141,11 @@ def load_costs(kind: type[CostsT], name_or_path: str, *, folder: Path | None = N
         It is not a profile of that kind, or a number lacks its provenance.
     """
     path = find_config(name_or_path, config_folder() / "preprocessing", what="preprocessing costs", beside=folder)
+    return cast("CostsT", _parsed(kind, path, modified_ns(path)))  # type: ignore[arg-type]  # a class can be hashed
+
+
+@functools.lru_cache(maxsize=64)  # sweeps read the same file thousands of times
+def _parsed(kind: type[StrictModel], path: Path, _modified_ns: int) -> StrictModel:
     data, lines = read_yaml(path)
     return validate(kind, data, origin=str(path), lines=lines)
 

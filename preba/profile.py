@@ -6,6 +6,7 @@ No queueing, no batching rule and no file format of anybody else belongs here.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -29,7 +30,7 @@ from preba.profile_parts import (
     gpcs_of,
 )
 from preba.strict import Provenance, StrictModel
-from preba.strictfile import Lines, find_config, read_yaml, validate
+from preba.strictfile import Lines, find_config, modified_ns, read_yaml, validate
 from preba.units import NS_PER_MS, NS_PER_S
 
 __all__ = ["LatencyProfile", "load_profile", "profile_from_dict"]
@@ -370,5 +371,10 @@ def load_profile(name_or_path: str | Path) -> LatencyProfile:
         When the file is not a whole, consistent profile with provenance.
     """
     path = find_config(name_or_path, config_folder() / "profiles", what="profile")
+    return _parsed(path, modified_ns(path))
+
+
+@functools.lru_cache(maxsize=64)  # sweeps read the same file thousands of times
+def _parsed(path: Path, _modified_ns: int) -> LatencyProfile:
     data, lines = read_yaml(path, error=ProfileError)
     return profile_from_dict(data, origin=str(path), lines=lines)

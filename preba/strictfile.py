@@ -306,6 +306,11 @@ def _is_branch_name(kind: object, step: str | int) -> bool:
     return name is not None and isinstance(step, str) and step.startswith(f"{name}[")
 
 
+def modified_ns(path: Path) -> int:
+    """When a file was last changed: part of the key of what is remembered of it."""
+    return path.stat().st_mtime_ns
+
+
 def find_config(name_or_path: str | Path, folder: Path, *, what: str, beside: Path | None = None) -> Path:
     """Find a YAML file by its path, or by its name in a folder of configs.
 

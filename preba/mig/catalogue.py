@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,7 +12,7 @@ from pydantic import Field, model_validator
 from preba.data import config_folder
 from preba.errors import FormatError, MissingFileError, PartitionError, nearest
 from preba.strict import Provenance, StrictModel
-from preba.strictfile import find_config, read_yaml, validate
+from preba.strictfile import find_config, modified_ns, read_yaml, validate
 
 __all__ = ["Device", "Doubt", "Reading", "SliceProfile", "Source", "device_names", "load_device"]
 
@@ -245,5 +246,10 @@ def load_device(name_or_path: str | Path) -> Device:
 
 
 def _read(path: Path) -> Device:
+    return _parsed(path, modified_ns(path))
+
+
+@functools.lru_cache(maxsize=64)  # sweeps read the same file thousands of times
+def _parsed(path: Path, _modified_ns: int) -> Device:
     data, lines = read_yaml(path, error=FormatError)
     return validate(Device, data, origin=str(path), lines=lines, error=FormatError)

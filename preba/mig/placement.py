@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from preba.errors import PartitionError
 from preba.mig.catalogue import Device, SliceProfile
@@ -132,6 +134,15 @@ def resolve_partition(device: Device, spec: str | Mapping[str, int] | Sequence[s
         When a profile is unknown, a count is not positive, or no legal placement exists; the message names the
         placements that clash, or the slice for which no room is left and what stands in its way.
     """
+    key = spec if isinstance(spec, str) else tuple(spec.items()) if isinstance(spec, Mapping) else tuple(spec)
+    return _resolved(device, key, where)
+
+
+@functools.lru_cache(maxsize=64)  # sweeps ask for the same partition thousands of times
+def _resolved(device: Device, key: str | tuple[tuple[str, int], ...] | tuple[str, ...], where: str) -> Partition:
+    spec: Any = key
+    if not isinstance(key, str) and any(isinstance(part, tuple) for part in key):
+        spec = dict(key)  # type: ignore[arg-type]  # pairs, by construction
     items = _items(device, spec, where=where)
     fixed = tuple(Placed(profile, start) for profile, start in items if start is not None)
     free = [profile for profile, start in items if start is None]
