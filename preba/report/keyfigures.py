@@ -76,7 +76,7 @@ def key_figures(result: RunResult, context: ReportContext) -> dict[str, Any]:
         _put(found, f"latency_{name}_ms", estimate.scaled(1 / NS_PER_MS))
     found["p99_enough"] = bool(levels[list(PERCENTILES).index("p99")].enough)
     found |= _objective(result, context, window)
-    sizes = _batch_values(records, kept, records.batch_size)
+    sizes = records.batch_size[_one_per_batch(records, kept)]
     found["batch_mean"] = float(sizes.mean()) if len(sizes) else None
     slices, stations = _slice_shares(result, window), _station_shares(result, window)
     own = [share for share, unit in zip(slices, result.slices, strict=True) if unit.role == "model"]
@@ -105,25 +105,23 @@ def _arrival_order(records: Records, kept: Bools) -> NDArray[np.intp] | None:
     return np.lexsort((records.request_id[kept], scheduled))
 
 
-def _batch_values(records: Records, kept: Bools, column: NDArray[Any]) -> NDArray[Any]:
-    """One value for each batch of the kept requests, by batch id."""
-    ids = records.batch_id[kept]
-    some = ids >= 0
-    if not some.any():
-        return column[:0]
-    values = np.zeros(int(ids.max()) + 1, dtype=column.dtype)
-    there = np.zeros(len(values), dtype=np.bool_)
-    values[ids[some]] = column[kept][some]
-    there[ids[some]] = True
-    return values[there]
+def _one_per_batch(records: Records, mask: Bools) -> NDArray[np.intp]:
+    """One row for each batch of the requests that a mask picks, by batch id."""
+    rows = np.flatnonzero(mask & (records.batch_id >= 0))
+    if len(rows) == 0:
+        return rows
+    ids = records.batch_id[rows]
+    row_of = np.full(int(ids.max()) + 1, -1, dtype=np.intp)
+    row_of[ids] = rows
+    return row_of[row_of >= 0]
 
 
 def _slice_shares(result: RunResult, window: SteadyWindow) -> list[float]:
     records = result.records
-    executed = records.batch_id >= 0
-    start_ns = np.maximum(_batch_values(records, executed, records.execution_start_ns), window.start_ns)
-    end_ns = np.minimum(_batch_values(records, executed, records.execution_end_ns), window.end_ns)
-    index = _batch_values(records, executed, records.slice_index)
+    batches = _one_per_batch(records, records.batch_id >= 0)
+    start_ns = np.maximum(records.execution_start_ns[batches], window.start_ns)
+    end_ns = np.minimum(records.execution_end_ns[batches], window.end_ns)
+    index = records.slice_index[batches]
     busy = np.zeros(len(result.slices))
     if len(index):
         inside = np.maximum(end_ns - start_ns, 0)

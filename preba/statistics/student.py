@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 from preba.errors import ScenarioError
 
 
+@functools.cache  # the same few are asked for in every run
 def student_t_quantile(p: float, dof: int) -> float:
     """Quantile of Student's t distribution.
 
