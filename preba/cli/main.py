@@ -50,6 +50,11 @@ VERBS: Mapping[str, Verb] = {
         "sweep",
         "Run a scenario at many points and compare them: one row per point, plots and a report.",
     ),
+    "capacity": Verb(
+        "preba.cli.capacity",
+        "capacity",
+        "Find the highest rate at which a scenario meets its latency objective, and how surely.",
+    ),
     "demo": Verb(
         "preba.cli.demo",
         "demo",
