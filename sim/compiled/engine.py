@@ -139,7 +139,7 @@ def entry(variant: Variant) -> Callable[[int, int, int], int]:
     if not variant.streamed:
         left_out |= set(functions_of(tally))
     if not variant.plugins:
-        left_out |= set(door.PLUGIN_HOOKS.values())
+        left_out |= {*door.PLUGIN_HOOKS.values(), door.is_plugin, door.impossible}
     callables().left_out = frozenset(left_out)
     callables().chosen = _hooks(variant.plugins)
     key = f"{variant} {fingerprint()}"
