@@ -80,7 +80,7 @@ def trace_of(resolved: ResolvedScenario) -> Trace:
 def _traffic(resolved: ResolvedScenario) -> str:
     """Everything that a scenario's trace depends on, as text."""
     scenario = resolved.scenario
-    parts: list[Any] = [scenario.seed, scenario.run.requests, scenario.run.duration_s]
+    parts: list[Any] = [str(resolved.folder), scenario.seed, scenario.run.requests, scenario.run.duration_s]
     for model in resolved.models:
         config = model.config
         parts += [config.arrivals, config.sizes, config.execution_jitter or model.profile.jitter]

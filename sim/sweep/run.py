@@ -7,13 +7,13 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from preba import __version__
-from preba.errors import ScenarioError
+from preba.errors import ScenarioError, UnsupportedError
 from preba.report.keyfigures import FIGURES, INTERVALS
 from preba.scenario.load import scenario_data
 from preba.scenario.resolve import resolve
@@ -113,14 +113,16 @@ def plan_sweep(
         raise ScenarioError(f"--replications: must be >= 1, got {replications}")
     data, lines = scenario_data(scenario, overrides)
     space = Space(data, lines, scenario)
+    if replications > 1 and "seed" in [axis.path for axis in axes]:
+        raise ScenarioError("--vary seed: with --replications each run has a seed of its own; give one of the two")
     resolve(space.scenario({}), folder=scenario.parent)
     points = points_of(axes, mode, sobol=sobol, seed=int(data.get("seed", 1)))
     if mode == "grid":
         for axis in axes:  # a wrong value is found here, a wrong combination when its turn comes
             for value in axis.values:
                 resolve(space.scenario({axis.path: value}), folder=scenario.parent)
-    elif points:
-        resolve(space.scenario(dict(zip([axis.path for axis in axes], points[0], strict=True))), folder=scenario.parent)
+    for point in {"grid": [], "zip": points, "sobol": points[:1]}[mode]:
+        resolve(space.scenario(dict(zip([axis.path for axis in axes], point, strict=True))), folder=scenario.parent)
     return Sweep(space, tuple(axes), tuple(points), replications, engine)
 
 
@@ -149,6 +151,8 @@ def run_sweep(
     ------
     OutputError
         A finished run could not be stored; those before are kept.
+    UnsupportedError
+        A worker was killed, for want of memory perhaps; finished runs are kept.
     """
     todo = _missing(sweep, store)
     total = len(sweep.points) * sweep.replications
@@ -169,6 +173,12 @@ def run_sweep(
                 store.add(future.result())
             if progress is not None:
                 progress(len(store.lines), total)
+    except BrokenExecutor as error:
+        raise UnsupportedError(
+            f"--executor: a worker ended before its time, perhaps for want of memory: {error} The "
+            f"{len(store.lines)} runs finished so far are kept, and the same command goes on from "
+            "there; fewer --workers need less memory"
+        ) from error
     finally:
         for future in waiting:
             future.cancel()

@@ -41,7 +41,7 @@ class SweepStore:
             folder.mkdir(parents=True, exist_ok=True)
             self._check_plan(plan)
             self._read()
-            self._file = (folder / RUNS).open("ab")
+            self._file = (folder / RUNS).open("ab", buffering=0)  # what fails to be written is not tried again
         except OSError as error:
             raise self._error(error) from error
 
@@ -97,8 +97,9 @@ class SweepStore:
         rows = "".join(json.dumps({"run": number, "line": line}) + "\n" for number, line in finished)
         start = self._file.tell()
         try:
-            self._file.write(rows.encode())
-            self._file.flush()
+            left = memoryview(rows.encode())
+            while left:  # a nearly full disk takes a part
+                left = left[self._file.write(left) :]
             os.fsync(self._file.fileno())
         except OSError as error:
             self._cut(start)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from concurrent.futures import Executor, ThreadPoolExecutor
+import resource
+from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from preba.errors import OutputError, PrebaError, ScenarioError
+from preba.errors import OutputError, PrebaError, ScenarioError, UnsupportedError
 from preba.report.sweep import pareto, render_sweep_html, write_tables
 from sim.sweep.run import Sweep, plan_sweep, rows_of, run_sweep
 from sim.sweep.store import RUNS, SweepStore
@@ -125,6 +126,57 @@ def test_full_disk_keeps_what_was_finished(tmp_path: Path, monkeypatch: pytest.M
     store.close()
     assert len((tmp_path / RUNS).read_bytes().splitlines()) == 1
     assert all(row["error"] is None for row in done(sweep, tmp_path))
+
+
+def test_line_that_only_half_fits_on_the_disk_leaves_nothing_behind(tmp_path: Path) -> None:
+    """The rest of a line is not written later either, when closing the file finds room again."""
+    store = SweepStore(tmp_path, {"a": 1})
+    store.add([(0, {"x": 1})])
+    before = (tmp_path / RUNS).read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 40, limits[1]))
+    try:
+        with pytest.raises(OutputError, match="1 runs finished so far are kept"):
+            store.add([(1, {"x": "b" * 200}), (2, {"x": 2})])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    store.close()
+    assert (tmp_path / RUNS).read_bytes() == before
+    again = SweepStore(tmp_path, {"a": 1})
+    again.close()
+    assert again.lines == {0: {"x": 1}}
+
+
+def test_worker_that_is_killed_is_an_error_and_finished_runs_are_kept(tmp_path: Path) -> None:
+    """A broken executor is said in one line; the same sweep goes on from the runs before."""
+    sweep = plan()
+
+    class Breaking(ThreadPoolExecutor):
+        submitted = 0
+
+        def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+            self.submitted += 1
+            if self.submitted > 1:
+                raise BrokenExecutor("a process was terminated abruptly.")
+            return super().submit(function, *args, **kwargs)
+
+    store = SweepStore(tmp_path, sweep.plan())
+    with Breaking(1) as pool, pytest.raises(UnsupportedError, match="same command goes on"):
+        run_sweep(sweep, store, pool, workers=1)
+    store.close()
+    assert all(row["error"] is None for row in done(sweep, tmp_path))
+
+
+def test_replications_of_a_seed_axis_are_refused() -> None:
+    """All replications of a point with a given seed would be the same run, and their interval a lie."""
+    with pytest.raises(ScenarioError, match="seed of its own"):
+        plan("seed=1,2", replications=2)
+
+
+def test_every_point_of_a_zip_is_checked_before_anything_runs() -> None:
+    """A pair that makes no scenario is found although the first pair does."""
+    with pytest.raises(PrebaError, match="rate_rps"):
+        plan("models[0].arrivals.rate_rps=300,fast", "preprocessing.cores=8,16", mode="zip")
 
 
 def test_point_that_fails_is_named_and_the_others_are_kept(tmp_path: Path) -> None:
