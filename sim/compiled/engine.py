@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -33,7 +33,8 @@ from preba.batching import (
     triton_scan,
 )
 from preba.batching.plugin import Plugin
-from preba.batching.state import KIND_TRITON, S_KIND
+from preba.batching.state import KIND_BUCKET, KIND_LATE, KIND_TRITON, S_KIND
+from preba.batching.triton_layout import S_RATE_LIMITED
 from preba.errors import FormatError
 from preba.records import Records, StationSpans
 from preba.report import stream
@@ -55,8 +56,12 @@ COMPILED: tuple[ModuleType, ...] = (
 )  # fmt: skip
 """Modules whose plain functions are compiled as they stand."""
 
-TRITON: tuple[ModuleType, ...] = (triton_rate, triton_scan, triton_payloads, triton)
-"""Those of them that only Triton's batcher needs."""
+POLICIES: Mapping[int, tuple[ModuleType, ...]] = {
+    KIND_LATE: (late,),
+    KIND_BUCKET: (bucketed,),
+    KIND_TRITON: (triton_rate, triton_scan, triton_payloads, triton),
+}
+"""Those of them that only one kind of batcher needs."""
 
 READ: tuple[ModuleType, ...] = (
     *COMPILED,
@@ -91,8 +96,10 @@ class Variant:
 
     Attributes
     ----------
-    triton : bool
-        Some batcher is Triton's.
+    kinds : tuple of int
+        Kinds of batchers, ``preba.batching.state.KIND_*``, ascending.
+    rate_limited : bool
+        Some Triton batcher has a rate limiter.
     failures : bool
         Slices fail or return.
     plugins : tuple of Plugin
@@ -101,7 +108,8 @@ class Variant:
         Requests are counted when they are done.
     """
 
-    triton: bool
+    kinds: tuple[int, ...]
+    rate_limited: bool
     failures: bool
     plugins: tuple[Plugin, ...] = ()
     streamed: bool = False
@@ -110,7 +118,11 @@ class Variant:
 def variant_of(model: SimModel) -> Variant:
     """The smallest variant that can run a model."""
     return Variant(
-        triton=any(server.plan.setting[S_KIND] == KIND_TRITON for server in model.servers),
+        kinds=tuple(sorted({server.plan.setting[S_KIND] for server in model.servers})),
+        rate_limited=any(
+            server.plan.setting[S_KIND] == KIND_TRITON and server.plan.setting[S_RATE_LIMITED] == 1
+            for server in model.servers
+        ),
         failures=len(model.slice_events) > 0,
         plugins=plugins_of(model.servers),
     )
@@ -133,7 +145,10 @@ def entry(variant: Variant) -> Callable[[int, int, int], int]:
 
     Numba's cache on disk notices a change in this file only; the key, a closure variable, stands for the others.
     """
-    left_out = set() if variant.triton else {f for m in TRITON for f in functions_of(m)}
+    unused = [module for kind, modules in POLICIES.items() if kind not in variant.kinds for module in modules]
+    if not variant.rate_limited and not variant.failures:  # a server that is emptied looks there, too
+        unused.append(triton_rate)
+    left_out = {function for module in unused for function in functions_of(module)}
     if not variant.failures:
         left_out |= {failures.slice_fails, failures.slice_returns}
     if not variant.streamed:
