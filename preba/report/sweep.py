@@ -167,7 +167,7 @@ def sweep_plots(rows: Sequence[Row], paths: Sequence[str]) -> list[Plot]:
             ("latency_p99_ms", "p99 (ms)", "p99 latency"),
             ("throughput_rps", "requests/s", "Throughput"),
         ):
-            plots.append(_lines(text, name, unit, numeric[0], lines))
+            plots.append(_lines(text, name, unit, (numeric[0], ", ".join(others)), lines))
     if len(numeric) >= 2 and len(paths) == 2 and len(rows) >= 6:
         plots.append(_heat_map(rows, numeric[0], numeric[1]))
     plots += _fronts(rows, others[:1] if others else paths[:1])
@@ -190,15 +190,16 @@ def _series(rows: Sequence[Row], others: Sequence[str]) -> dict[str, list[Row]]:
     return found
 
 
-def _lines(title: str, name: str, unit: str, path: str, lines: Mapping[str, Sequence[Row]]) -> Plot:
+def _lines(title: str, name: str, unit: str, paths: tuple[str, str], lines: Mapping[str, Sequence[Row]]) -> Plot:
+    """One line per value of the other axes; ``paths`` are the horizontal axis and what tells lines apart."""
     from preba.report.plots import COLOURS, Plot, legend, literal, new_figure, style, svg_of
 
     figure = new_figure(3.4)
     axes = figure.subplots()
     values: list[float] = []
     for colour, (label, rows) in zip(COLOURS, lines.items(), strict=False):
-        known = sorted((row for row in rows if row[name] is not None), key=lambda row: row[path])
-        x = [row[path] for row in known]
+        known = sorted((row for row in rows if row[name] is not None), key=lambda row: row[paths[0]])
+        x = [row[paths[0]] for row in known]
         y = [row[name] for row in known]
         values += y
         axes.plot(x, y, marker="o", markersize=3.5, linewidth=1.4, color=colour, label=literal(label))
@@ -210,9 +211,9 @@ def _lines(title: str, name: str, unit: str, path: str, lines: Mapping[str, Sequ
         axes.set_yscale("log")
     else:
         axes.set_ylim(bottom=0)
-    style(axes, x=path, y=unit)
+    style(axes, x=paths[0], y=unit)
     if len(lines) > 1:
-        legend(axes)
+        legend(axes, title=literal(paths[1]), title_fontsize=8.5)
     caption = "Shaded: 95 % interval." + (" Logarithmic axis." if wide else "")
     return Plot(title, caption, svg_of(figure))
 
@@ -235,10 +236,9 @@ def _heat_map(rows: Sequence[Row], x_path: str, y_path: str) -> Plot:
     axes.set_xticks(range(len(xs)), [f"{x:g}" for x in xs])
     axes.set_yticks(range(len(ys)), [f"{y:g}" for y in ys])
     if grid.size <= 150:
-        middle = float(np.nanmedian(grid)) if len(finite) else 0.0
         for (row_place, column), value in np.ndenumerate(grid):
             if np.isfinite(value):
-                colour = "white" if value <= middle else INK
+                colour = "white" if float(np.asarray(image.norm(value))) < 0.5 else INK
                 axes.text(column, row_place, significant(value), ha="center", va="center", fontsize=8, color=colour)
     style(axes, x=x_path, y=y_path)
     axes.grid(visible=False)
@@ -261,7 +261,7 @@ def _fronts(rows: Sequence[Row], by: Sequence[str]) -> list[Plot]:
 
 
 def pareto(points: Sequence[tuple[float, float]], *, more_is_better: bool) -> list[int]:
-    """Which (x, p99) no other point beats: none has both a better x and a lower p99.
+    """Which (x, p99) no other point beats: none is at least as good in both and better in one.
 
     Parameters
     ----------
@@ -302,8 +302,19 @@ def _front(title: str, rows: Sequence[Row], name: str, unit: str, by: Sequence[s
     heights = [y for _, y in points]
     if heights and max(heights) > 30 * max(min(heights), 1e-9):
         axes.set_yscale("log")
+    axes.scatter(
+        [x for x, _ in front],
+        [y for _, y in front],
+        s=70,
+        facecolors="none",
+        edgecolors=QUIET,
+        linewidths=1.0,
+        zorder=4,
+    )
     style(axes, x=unit, y="p99 (ms)")
     if len(groups) > 1:
-        legend(axes)
+        legend(axes, title=literal(", ".join(by)), title_fontsize=8.5)
     better = "right" if more_is_better else "left"
-    return Plot(title, f"Dashed: points that no other beats in both. Better is down and {better}.", svg_of(figure))
+    return Plot(
+        title, f"Ringed: nobody is as good in both and better in one. Better is down and {better}.", svg_of(figure)
+    )
