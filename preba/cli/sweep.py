@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from preba.cli.progress import stderr_console
-from preba.errors import MissingExtraError, OutputError, ScenarioError, UnsupportedError, nearest
+from preba.errors import OutputError, ScenarioError, UnsupportedError, nearest
 from preba.scenario.load import errors_located
 from sim.run import DEFAULT_ENGINE, ENGINES
 from sim.vary import Mode, parse_axis
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
     from sim.sweep.run import Row, Sweep
 
-DASK_TIMEOUT_S = 5.0
 ROWS_PRINTED = 40
 AXIS_WIDTH, FIGURE_WIDTH = 24, 10
 COLUMNS_BY_WORTH = (
@@ -56,6 +54,7 @@ def sweep(
     ] = None,
 ) -> None:
     """Run a scenario at many points and compare them: one row per point, plots and a report."""
+    from sim.sweep.executors import executor_named
     from sim.sweep.run import plan_sweep, rows_of, run_sweep
     from sim.sweep.store import SweepStore
 
@@ -71,7 +70,10 @@ def sweep(
     began, known = time.perf_counter(), len(store.lines)
     try:
         if known < len(plan.points) * replications or any("error" in line for line in store.lines.values()):
-            with _executor(executor, workers, engine) as (pool, at_once), sweep_progress() as progress:
+            with (
+                executor_named(executor, workers=workers, engine=engine) as (pool, at_once),
+                sweep_progress() as progress,
+            ):
                 run_sweep(plan, store, pool, workers=at_once, progress=progress)
     finally:
         store.close()
@@ -87,56 +89,6 @@ def _mode(*, grid: bool, zipped: bool, sobol: int) -> Mode:
     if grid + zipped + (sobol > 0) > 1:
         raise ScenarioError("--grid, --zip, --sobol: give at most one of them")
     return "zip" if zipped else "sobol" if sobol else "grid"
-
-
-@contextmanager
-def _executor(name: str, workers: int | None, engine: str) -> Iterator[tuple[Executor, int | None]]:
-    """The executor of that name, and how many runs it does at once."""
-    import multiprocessing
-    import os
-
-    from sim.sweep.point import warm_up
-
-    count = workers or os.cpu_count() or 1
-    if name == "threads":
-        with ThreadPoolExecutor(count) as threads:
-            yield threads, count
-    elif name == "processes":
-        # Fresh processes, because a fork of a process with threads may hang.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(count, mp_context=context, initializer=warm_up, initargs=(engine,)) as processes:
-            yield processes, count
-    elif name.startswith("dask://"):
-        with _dask(name.removeprefix("dask://")) as found:
-            yield found
-    else:
-        known = ["threads", "processes", "dask://HOST:PORT"]
-        raise UnsupportedError(f"--executor: {name!r} is none of {', '.join(known)}{nearest(name, known)}")
-
-
-@contextmanager
-def _dask(address: str) -> Iterator[tuple[Executor, int]]:
-    """A Dask cluster's workers behind the interface of an executor."""
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise MissingExtraError(
-            "--executor dask: needs the extra dask: pip install 'preba[dask]' (here and on the workers)"
-        ) from error
-    try:
-        client = Client(f"tcp://{address}", timeout=DASK_TIMEOUT_S, set_as_default=False)
-    except (OSError, TimeoutError, ValueError) as error:
-        raise UnsupportedError(
-            f"--executor dask://{address}: no scheduler answers there within {DASK_TIMEOUT_S:g} s; start one with "
-            "'dask scheduler' and workers with 'dask worker'"
-        ) from error
-    try:
-        threads = sum(client.nthreads().values())
-        if threads == 0:
-            raise UnsupportedError(f"--executor dask://{address}: the scheduler has no workers")
-        yield client.get_executor(), threads
-    finally:
-        client.close()
 
 
 @contextmanager
