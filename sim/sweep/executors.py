@@ -1,4 +1,4 @@
-"""The executors a sweep can be run on by name: threads, processes, a Dask cluster. Any other can be passed in Python."""
+"""The executors a sweep can be run on by name: threads, processes, a Dask cluster. In Python any other will do."""
 
 from __future__ import annotations
 
