@@ -263,6 +263,16 @@ def lowest_bit(typingctx: Any, word: Any) -> Any:  # noqa: ANN401, ARG001
 
 
 @intrinsic
+def choose(typingctx: Any, first: Any, one: Any, other: Any) -> Any:  # noqa: ANN401, ARG001
+    """``one`` if ``first`` else ``other``, both evaluated: for conditions no processor could foresee."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:  # noqa: ANN401, ARG001
+        return builder.select(builder.trunc(args[0], ir.IntType(1)), args[1], args[2])
+
+    return signature(types.int64, types.boolean, types.int64, types.int64), codegen
+
+
+@intrinsic
 def peek(typingctx: Any, address: Any, index: Any) -> Any:  # noqa: ANN401, ARG001
     """The ``index``-th int64 at an address, which must be constant memory while compiled code runs."""
 

@@ -15,6 +15,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from accel.station import Station
 from preba.batching import state as s
 from preba.records import Records, StationSpans
 from sim.compiled import structural_kernel as kernel
@@ -119,12 +120,17 @@ def _shift(units: int) -> int:
 
 
 @functools.cache
-def _compiled() -> tuple[Callable[..., None], Callable[..., int]]:
-    """The two passes as machine code; sources they depend on are in the key of the cache on disk."""
+def _compiled() -> tuple[Callable[..., int], Callable[..., None], Callable[..., int]]:
+    """The passes as machine code; sources they depend on are in the key of the cache on disk."""
     callables()
     for function in functions_of(kernel):
         numba.extending.register_jitable(function)
     key = fingerprint()
+
+    def quickly(*arguments: Any) -> int:  # noqa: ANN401 - Numba types them
+        if len(key) == 0:
+            return -1
+        return int(kernel.pass_quickly(*arguments))
 
     def station(*arguments: Any) -> None:  # noqa: ANN401 - Numba types them
         if len(key) > 0:
@@ -136,7 +142,7 @@ def _compiled() -> tuple[Callable[..., None], Callable[..., int]]:
         return int(kernel.form_batches(*arguments))
 
     jit = numba.njit(cache=True, nogil=True, error_model="numpy")
-    return jit(station), jit(batches)
+    return jit(quickly), jit(station), jit(batches)
 
 
 def run_structural(model: SimModel) -> tuple[Records, StationSpans, Outages] | None:
@@ -167,11 +173,9 @@ def run_structural(model: SimModel) -> tuple[Records, StationSpans, Outages] | N
         station = model.preprocessing.stations[index]
         work_ns, finished_ns = np.empty(count, dtype=np.int64), np.empty(count, dtype=np.int64)
         unit_index = np.empty(count, dtype=np.int32)
-        came_ns, came = np.empty(count, dtype=np.int64), np.empty(count, dtype=np.int32)
-        _compiled()[0](
-            trace.scheduled_ns, station.occupancy_ns, station.launch_ns, station.units, _shift(station.units),
-            np.zeros((3, station.units + 1), dtype=np.int64), work_ns, finished_ns, wait_ns, unit_index, came_ns, came,
-        )  # fmt: skip
+        came_ns, came = np.empty(count + 1, dtype=np.int64), np.zeros(count + 1, dtype=np.int32)
+        _pass_station(trace.scheduled_ns, station, (work_ns, finished_ns, wait_ns, unit_index, came_ns, came))
+        came_ns, came = came_ns[:count], came[:count]
         spans = StationSpans(
             station_index=np.full(count, index, dtype=np.int32),
             unit_index=unit_index,
@@ -211,6 +215,18 @@ def run_structural(model: SimModel) -> tuple[Records, StationSpans, Outages] | N
     return records, spans, ()
 
 
+def _pass_station(scheduled_ns: Array, station: Station, columns: tuple[Array, ...]) -> None:
+    """Runs the first pass, the quick way where it can be."""
+    units, shift = station.units, _shift(station.units)
+    given = (scheduled_ns, station.occupancy_ns, station.launch_ns, units, shift)
+    status = kernel.NOT_PLAYED
+    if units <= kernel.QUICK_UNITS:
+        tree = np.zeros((2, 2 << shift), dtype=np.int64)
+        status = _compiled()[0](*given, tree, np.zeros(kernel.SWAPS, dtype=np.int64), *columns)
+    if status != kernel.DONE:
+        _compiled()[1](*given, np.zeros((3, units + 1), dtype=np.int64), *columns)
+
+
 def _form(model: SimModel, came_ns: Array, came: Array) -> dict[str, Array] | None:
     """Runs the second pass; returns the columns it makes, or ``None`` where it gave up."""
     trace, server, tables = model.trace, model.servers[0], model.tables[0]
@@ -242,7 +258,7 @@ def _form(model: SimModel, came_ns: Array, came: Array) -> dict[str, Array] | No
     nothing = np.zeros(1, dtype=np.int64)
     completed_ns = np.empty(count, dtype=np.int64) if model.response_ns > 0 else nothing
     preprocess_ns = np.zeros(count, dtype=np.int64)
-    status = _compiled()[1](
+    status = _compiled()[2](
         came_ns, came, setting, consumers, slices, reals, gpu_slice, tables.execution_ns,
         np.array(model.slice_kind, dtype=np.int64), trace.execution_factor, model.length_index,
         shared.item_ns if shared is not None else nothing,

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from numpy.typing import NDArray
 
-from sim.compiled.memory import lowest_bit
+from sim.compiled.memory import choose, lowest_bit
 from sim.service import execution_ns, slice_preprocess_ns
 
 Array: TypeAlias = NDArray[Any]
@@ -33,6 +33,12 @@ B_COUNT = 10
 DONE = 0
 ZERO_SERVICE = 1
 """A batch took no time at all, for which the recursion is not made."""
+NOT_PLAYED = 1
+"""What ``pass_quickly`` answers where only ``pass_station`` can tell."""
+QUICK_UNITS = 64
+"""As many units as fit the bits of a word."""
+SWAPS = 1024
+"""Groups of simultaneous leavers ``pass_quickly`` remembers."""
 _NEVER = 1 << 62
 
 
@@ -101,6 +107,155 @@ def pass_station(
         out = leave(left_ns, left, out, key >> shift, owner[key & low])
         size -= 1
         sink(heap, size, heap[size])
+
+
+def pass_quickly(
+    scheduled_ns: Array,
+    occupancy_ns: Array,
+    launch_ns: int,
+    units: int,
+    shift: int,
+    tree: Array,
+    swapped: Array,
+    start_ns: Array,
+    end_ns: Array,
+    wait_ns: Array,
+    unit_index: Array,
+    left_ns: Array,
+    left: Array,
+) -> int:
+    """``pass_station`` for up to ``QUICK_UNITS`` units and no work of zero length, without branches that guess wrong.
+
+    In a FIFO pool request ``r`` starts when it comes or when the (r - units)-th leaves, whichever is later: times need
+    no unit. Units follow in a second pass over both orders. ``tree`` has two rows: a tournament of (end << shift) |
+    place with its leaves from 1 << shift on, and the request at each place. The last elements of ``left_ns`` and
+    ``left``, which starts with zeros, are beyond the requests.
+    """
+    count = len(scheduled_ns)
+    game, owner = tree[0], tree[1]
+    leaves = 1 << shift
+    for place in range(2 * leaves):
+        game[place] = _NEVER
+    for request in range(min(units, count)):
+        end_ns[request] = scheduled_ns[request] + launch_ns + occupancy_ns[request]
+        if end_ns[request] == scheduled_ns[request]:
+            return NOT_PLAYED
+        start_ns[request] = scheduled_ns[request]
+        wait_ns[request] = 0
+        owner[request] = request
+        game[leaves + request] = (end_ns[request] << shift) | request
+    for place in range(leaves - 1, 0, -1):
+        game[place] = min(game[2 * place], game[2 * place + 1])
+    first = game[1]
+    out = 0
+    # The second pass: who starts next, how many have left, free units, where several get free at once.
+    turn = (0, 0, -1 if units == QUICK_UNITS else (1 << units) - 1, -1)
+    settled = -1
+    swaps = 0
+    for request in range(units, count):
+        place = first & (leaves - 1)
+        free_ns = first >> shift
+        out = leave(left_ns, left, out, free_ns, owner[place])
+        arrived_ns = scheduled_ns[request]
+        began_ns = max(arrived_ns, free_ns)
+        finished_ns = began_ns + launch_ns + occupancy_ns[request]
+        if finished_ns == began_ns:
+            return NOT_PLAYED
+        owner[place] = request
+        start_ns[request] = began_ns
+        end_ns[request] = finished_ns
+        wait_ns[request] = began_ns - arrived_ns
+        first = play(game, leaves + place, (finished_ns << shift) | place)
+        turn = step(scheduled_ns, free_ns, settled, turn, unit_index, left_ns, left)
+        turn = step(scheduled_ns, free_ns, settled, turn, unit_index, left_ns, left)
+        if turn[3] >= 0 and turn[3] != settled:
+            settled = turn[3]
+            swaps = settle(settled, swaps, swapped, unit_index, left_ns, left)
+    while out < count:
+        place = first & (leaves - 1)
+        out = leave(left_ns, left, out, first >> shift, owner[place])
+        first = play(game, leaves + place, _NEVER)
+    left_ns[count] = _NEVER
+    left[count] = 0
+    while turn[0] < count:
+        turn = step(scheduled_ns, _NEVER + 1, settled, turn, unit_index, left_ns, left)
+        if turn[3] >= 0 and turn[3] != settled:
+            settled = turn[3]
+            swaps = settle(settled, swaps, swapped, unit_index, left_ns, left)
+    if swaps > len(swapped):
+        return NOT_PLAYED
+    for swap in range(swaps):
+        sort_leavers(left_ns, left, swapped[swap], unit_index, 0)
+    return DONE
+
+
+def step(
+    scheduled_ns: Array,
+    known_ns: int,
+    settled: int,
+    turn: tuple[int, int, int, int],
+    unit_index: Array,
+    left_ns: Array,
+    left: Array,
+) -> tuple[int, int, int, int]:
+    """Somebody leaves or gets a unit, if that is before ``known_ns``.
+
+    A request gets the free unit of lowest number, or that of the one whose leaving it waited for. Where several leave
+    at that moment nothing happens before they are ``settled``; the last element says so.
+    """
+    request, gone, free, _ = turn
+    arrived_ns, leaves_ns = scheduled_ns[request], left_ns[gone]
+    known = max(arrived_ns, leaves_ns) < known_ns
+    starts = leaves_ns > arrived_ns
+    takes_over = starts & (free == 0)
+    together = known & takes_over & (leaves_ns == left_ns[gone + 1]) & (gone != settled)
+    goes_on = known & (not together)
+    unit = choose(starts & (free != 0), lowest_bit(free), unit_index[left[gone]])
+    unit_index[request] = unit
+    free ^= choose(goes_on & (not takes_over), 1 << unit, 0)
+    return (
+        request + (goes_on & starts),
+        gone + (goes_on & ((not starts) | takes_over)),
+        free,
+        choose(together, gone, -1),
+    )
+
+
+def settle(gone: int, swaps: int, swapped: Array, unit_index: Array, left_ns: Array, left: Array) -> int:
+    """Sorts those who leave together by unit and notes where they are; returns how many such groups there are."""
+    sort_leavers(left_ns, left, gone, unit_index, 1)
+    if 0 < swaps <= len(swapped) and left_ns[swapped[swaps - 1]] == left_ns[gone]:
+        return swaps
+    if swaps < len(swapped):
+        swapped[swaps] = gone
+    return swaps + 1
+
+
+def play(game: Array, place: int, key: int) -> int:
+    """Puts a key on a leaf of a tournament; returns the least key of all."""
+    game[place] = key
+    while place > 1:
+        key = min(key, game[place ^ 1])
+        place >>= 1
+        game[place] = key
+    return key
+
+
+def sort_leavers(left_ns: Array, left: Array, first: int, unit_index: Array, by_unit: int) -> None:
+    """Sorts those who leave at one moment by unit, or by number."""
+    end = first + 1
+    while left_ns[end] == left_ns[first]:
+        mine = left[end]
+        key = unit_index[mine] if by_unit == 1 else mine
+        place = end
+        while place > first:
+            other = left[place - 1]
+            if (unit_index[other] if by_unit == 1 else other) < key:
+                break
+            left[place] = other
+            place -= 1
+        left[place] = mine
+        end += 1
 
 
 def leave(left_ns: Array, left: Array, out: int, at_ns: int, request: int) -> int:
