@@ -6,6 +6,7 @@ else is kept. Nothing is ever rewritten while runs are under way.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Mapping
@@ -31,7 +32,7 @@ class SweepStore:
     Raises
     ------
     OutputError
-        The folder holds something else, or cannot be written.
+        The folder holds something else, cannot be written, or another process works in it.
     """
 
     def __init__(self, folder: Path, plan: Mapping[str, Any]) -> None:
@@ -40,10 +41,19 @@ class SweepStore:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._check_plan(plan)
-            self._read()
             self._file = (folder / RUNS).open("ab", buffering=0)  # what fails to be written is not tried again
+            self._lock()
+            self._read()
         except OSError as error:
             raise self._error(error) from error
+
+    def _lock(self) -> None:
+        """Keeps a second sweep out of this folder; the system takes the lock back with the process."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._file.close()
+            raise OutputError(f"--out {self.folder}: another sweep is at work in this folder") from error
 
     def _error(self, error: OSError) -> OutputError:
         reason = error.strerror or str(error)

@@ -15,7 +15,9 @@ from preba.scenario.draw import draw_scenario_trace
 from preba.scenario.load import load_scenario
 from preba.scenario.resolve import ResolvedScenario, resolve
 from sim.compiled.automatic import run_compiled
+from sim.compiled.structural import _compiled as compiled_passes
 from sim.compiled.structural import run_structural, structural_obstacle
+from sim.compiled.structural_kernel import DONE, NOT_PLAYED, SWAPS
 from sim.model import SimModel, build_model
 from sim.reference import run_reference
 
@@ -166,3 +168,38 @@ def test_fast_path_gives_way_to_a_batch_that_takes_no_time(toy: Any) -> None:
     assert run_structural(model) is None
     expected, found = run_reference(model), run_compiled(model)
     assert np.array_equal(expected[0].completed_ns, found[0].completed_ns)
+
+
+def both_passes(scheduled_ns: Any, occupancy_ns: Any, units: int) -> tuple[int, list[Any], list[Any]]:
+    """The quick pass's status, and what either pass writes."""
+    quickly, plainly, _ = compiled_passes()
+    count, shift = len(scheduled_ns), max((units - 1).bit_length(), 1)
+    given = (scheduled_ns, occupancy_ns, 0, units, shift)
+    written = []
+    for _ in range(2):
+        columns = [np.empty(count, dtype=np.int64) for _ in range(3)] + [np.empty(count, dtype=np.int32)]
+        written.append([*columns, np.empty(count + 1, dtype=np.int64), np.zeros(count + 1, dtype=np.int32)])
+    tree, room = np.zeros((2, 2 << shift), dtype=np.int64), np.zeros(SWAPS, dtype=np.int64)
+    status = quickly(*given, tree, room, *written[0])
+    plainly(*given, np.zeros((3, units + 1), dtype=np.int64), *written[1])
+    return status, *([column[:count] for column in columns] for columns in written)
+
+
+@given(seed=st.integers(0, 2**32 - 1), units=st.sampled_from([1, 2, 3, 7, 16, 40, 63, 64]), gap=st.integers(0, 9))
+@settings(max_examples=300, deadline=None)
+def test_quick_pass_equals_the_plain_one_when_many_leave_at_once(seed: int, units: int, gap: int) -> None:
+    """Arrivals and works of a few nanoseconds coincide all the time; every column of the two passes is equal."""
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(1, 400))
+    scheduled_ns = np.cumsum(rng.integers(0, gap + 1, count)).astype(np.int64)
+    occupancy_ns = rng.integers(1, 2 + rng.integers(0, 3 * units), count).astype(np.int64)
+    status, quick, plain = both_passes(scheduled_ns, occupancy_ns, units)
+    assert status == DONE
+    assert all(np.array_equal(one, other) for one, other in zip(quick, plain, strict=True))
+
+
+def test_quick_pass_says_when_it_cannot_tell() -> None:
+    """More groups leave together than it has room to remember, or work takes no time: the plain pass must play."""
+    everybody_at_once = np.zeros(6 * SWAPS, dtype=np.int64)
+    assert both_passes(everybody_at_once, np.full(6 * SWAPS, 5, dtype=np.int64), 3)[0] == NOT_PLAYED
+    assert both_passes(everybody_at_once[:9], np.zeros(9, dtype=np.int64), 3)[0] == NOT_PLAYED

@@ -147,6 +147,15 @@ def test_line_that_only_half_fits_on_the_disk_leaves_nothing_behind(tmp_path: Pa
     assert again.lines == {0: {"x": 1}}
 
 
+def test_two_sweeps_cannot_share_a_folder(tmp_path: Path) -> None:
+    """A second sweep in a folder where one is at work is refused, so that no run is done twice."""
+    store = SweepStore(tmp_path, {"a": 1})
+    with pytest.raises(OutputError, match="another sweep is at work"):
+        SweepStore(tmp_path, {"a": 1})
+    store.close()
+    SweepStore(tmp_path, {"a": 1}).close()
+
+
 def test_worker_that_is_killed_is_an_error_and_finished_runs_are_kept(tmp_path: Path) -> None:
     """A broken executor is said in one line; the same sweep goes on from the runs before."""
     sweep = plan()
