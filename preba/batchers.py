@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from preba.batching import brain as builtin_brain
@@ -145,6 +147,12 @@ class BatcherPlan:
     policy: tuple[int, ...] = (0, 0, 0, 0)
     keeps_order: bool = False
     plugin: Plugin | None = None
+
+    def bucket_of(self, length_ns: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The length bucket of inputs, int64[n]: [0, width) is bucket 0, a length of exactly the width is in 1."""
+        if self.bucket_width_ns == 0:
+            return np.zeros_like(length_ns)
+        return np.minimum(length_ns // self.bucket_width_ns, len(self.bucket_batch_max) - 1)
 
     @property
     def brain(self) -> Any:  # noqa: ANN401 - a module or an object with the same functions

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from preba.serving import ServerModel
 from preba.units import NS_PER_S
-from sim.model import ServerModel, SimModel
+from sim.model import SimModel
 
 NEAR_SATURATION = 0.95
 """From this load on a warning is given. A choice: an M/M/1 queue forgets its past in 1 / (1 - load)**2 services."""

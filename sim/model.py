@@ -14,15 +14,14 @@ from numpy.typing import NDArray
 
 from accel.stations import Preprocessing, build_preprocessing
 from preba.balancing import BALANCER_CODES
-from preba.batchers import BatcherPlan, plan_batcher
-from preba.batching.state import BatcherState, make_state
 from preba.batching.triton_config import TritonBatcher
 from preba.errors import ScenarioError
 from preba.scenario.resolve import ResolvedModel, ResolvedScenario
 from preba.scenario.schema import SliceFails, SliceReturns
+from preba.serving import ServerModel, backend_name, plan_servers
 from preba.trace import Trace
 from preba.units import ns_from_ms, ns_from_s, ns_from_us
-from sim.service import BACKEND_BLOCKING, BACKEND_CODES, BACKEND_EAGER, EAGER_EVENT_SETS
+from sim.service import BACKEND_CODES
 
 Int64 = NDArray[np.int64]
 
@@ -56,45 +55,6 @@ class ModelTables:
     backend: int
     consumed_permille: int
     consumed_ns: int
-
-
-@dataclass(frozen=True)
-class ServerModel:
-    """One batcher and the consumers behind it.
-
-    Attributes
-    ----------
-    model_index : int
-    plan : BatcherPlan
-    consumer_slice : tuple of int
-        Slice of each consumer.
-    consumer_rank, consumer_batch_max : tuple of int
-    credits : int
-        Batches a consumer may have in flight (1 for blocking backends).
-    """
-
-    model_index: int
-    plan: BatcherPlan
-    consumer_slice: tuple[int, ...]
-    consumer_rank: tuple[int, ...]
-    consumer_batch_max: tuple[int, ...]
-    credits: int
-
-    def new_state(self, capacity: int, *, as_arrays: bool = False) -> BatcherState:
-        """An empty batcher for ``capacity`` request slots."""
-        return make_state(
-            setting=self.plan.setting,
-            preferred=self.plan.preferred,
-            bucket_batch_max=self.plan.bucket_batch_max,
-            bucket_delay_ns=self.plan.bucket_delay_ns,
-            consumer_rank=self.consumer_rank,
-            consumer_batch_max=self.consumer_batch_max,
-            queue_count=self.plan.queue_count,
-            policy=self.plan.policy,
-            capacity=capacity,
-            out_capacity=max(self.plan.batch_max, 1),
-            as_arrays=as_arrays,
-        )
 
 
 @dataclass(frozen=True)
@@ -171,13 +131,8 @@ def build_model(resolved: ResolvedScenario, trace: Trace, *, audio_lengths: Sequ
     model_servers: list[tuple[int, ...]] = []
     tables: list[ModelTables] = []
     for model in resolved.models:
-        groups = (
-            [model.slice_indices]
-            if scenario.server.topology == "central"
-            else [(index,) for index in model.slice_indices]
-        )
         first = len(servers)
-        servers.extend(_server(resolved, model, group, longest_ns[model.index]) for group in groups)
+        servers.extend(plan_servers(resolved, model, longest_ns[model.index]))
         model_servers.append(tuple(range(first, len(servers))))
         batch_max = max(server.plan.batch_max for server in servers[first:])
         _check_units(model, servers[first:])
@@ -257,39 +212,9 @@ def _check_units(model: ResolvedModel, servers: Sequence[ServerModel]) -> None:
         )
 
 
-def _server(resolved: ResolvedScenario, model: ResolvedModel, group: Sequence[int], longest_ns: int) -> ServerModel:
-    config = model.config.batcher
-    where = f"scenario.models[{model.index}].batcher"
-    profiles = [resolved.slices[index].profile for index in group]
-    plan = plan_batcher(config, model.profile, profiles, length_max_ns=longest_ns, where=where)
-    backend = backend_of(model)
-    instances = config.instances_per_slice if isinstance(config, TritonBatcher) else 1
-    threads = instances if backend == BACKEND_BLOCKING else 1
-    credits_ = 1 if backend == BACKEND_BLOCKING else instances
-    if backend == BACKEND_EAGER:
-        credits_ *= EAGER_EVENT_SETS
-    order = list(range(len(group)))
-    if getattr(config, "slice_choice", "first") == "fastest":
-        order.sort(key=lambda position: (-resolved.slices[group[position]].gpcs, position))
-    rank_of = {position: rank for rank, position in enumerate(order)}
-    consumers = [position for _ in range(threads) for position in range(len(group))]
-    return ServerModel(
-        model_index=model.index,
-        plan=plan,
-        consumer_slice=tuple(group[position] for position in consumers),
-        consumer_rank=tuple(
-            rank_of[position] + turn * len(group) for turn in range(threads) for position in range(len(group))
-        ),
-        consumer_batch_max=tuple(model.profile.batch_max(profiles[position]) for position in consumers),
-        credits=credits_,
-    )
-
-
 def backend_of(model: ResolvedModel) -> int:
-    """The backend code of a model: its Triton configuration's, else its profile's."""
-    config = model.config.batcher
-    name = config.backend if isinstance(config, TritonBatcher) else model.profile.backend.kind
-    return BACKEND_CODES[name]
+    """The backend code of a model."""
+    return BACKEND_CODES[backend_name(model)]
 
 
 def _tables(
@@ -327,12 +252,8 @@ def _length_index(resolved: ResolvedScenario, trace: Trace) -> Int64:
 def _buckets(trace: Trace, servers: Sequence[ServerModel], model_servers: Sequence[Sequence[int]]) -> Int64:
     bucket = np.zeros(len(trace), dtype=np.int64)
     for model_index, indices in enumerate(model_servers):
-        width_ns = servers[indices[0]].plan.bucket_width_ns
-        if width_ns > 0:
-            mine = trace.model_index == model_index
-            # [0, w) is bucket 0, [w, 2w) bucket 1: a length of exactly w belongs to the longer bucket.
-            last = len(servers[indices[0]].plan.bucket_batch_max) - 1
-            bucket[mine] = np.minimum(trace.audio_ns[mine] // width_ns, last)
+        mine = trace.model_index == model_index
+        bucket[mine] = servers[indices[0]].plan.bucket_of(trace.audio_ns[mine])
     return bucket
 
 

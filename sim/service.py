@@ -17,9 +17,6 @@ BACKEND_CODES = {
     "eager": BACKEND_EAGER,
 }
 
-EAGER_EVENT_SETS = 3
-"""Batches an eager TensorRT instance may form ahead (EVENT_SET_COUNT of Triton's TensorRT backend)."""
-
 
 def execution_ns(table_ns: int, factor: float, slowdown_ppm: int, busy_neighbours: int, neighbours: int) -> int:
     """Execution time of one batch on one slice, in ns.

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from accel.station import Station
 from preba.batching import state as s
 from preba.records import Records, StationSpans
+from preba.serving import ServerModel
 from sim.compiled import structural_kernel as kernel
 from sim.compiled.engine import callables, fingerprint
 from sim.compiled.jit import functions_of
 from sim.compiled.world import Outages
-from sim.model import ServerModel, SimModel
+from sim.model import SimModel
 from sim.service import BACKEND_BLOCKING, BACKEND_TRT_GRAPH
 
 Array = NDArray[Any]

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from preba.batching.plugin import Plugin
 from preba.batching.state import NEVER, NONE, PENDING, S_PLUGIN_NUMBER
 from preba.records import Records, StationSpans, empty_columns
+from preba.serving import ServerModel
 from sim.compiled import layout as lay
 from sim.compiled.memory import ROW_WORDS, SHAPE_FIELDS, WORD, Column, Fixed, Own, Row
-from sim.model import ServerModel, SimModel
+from sim.model import SimModel
 
 Array = NDArray[Any]
 Outages = tuple[tuple[int, int, int], ...]
