@@ -11,6 +11,8 @@
     ├── PartitionError      (ValueError)           a MIG partition that no GPU allows
     ├── TraceError          (ValueError)           a trace or its arrival file makes no sense
     ├── UnsupportedError    (NotImplementedError)  an engine is asked for what it does not do
+    ├── InputError          (ValueError)           a request's own input is broken or beyond a limit
+    ├── ServerError         (RuntimeError)         a live server cannot be started, reached or used
     ├── MissingExtraError   (ImportError)          an optional dependency is not installed
     └── OutputError         (OSError)              results could not be written
 
@@ -24,6 +26,7 @@ from collections.abc import Iterable
 
 __all__ = [
     "FormatError",
+    "InputError",
     "MissingExtraError",
     "MissingFileError",
     "OutputError",
@@ -32,6 +35,7 @@ __all__ = [
     "ProfileError",
     "ProfileRangeError",
     "ScenarioError",
+    "ServerError",
     "TraceError",
     "UnsupportedError",
     "nearest",
@@ -75,6 +79,14 @@ class TraceError(PrebaError, ValueError):
 
 class UnsupportedError(PrebaError, NotImplementedError):
     """The chosen engine does not model something the scenario asks for; the message names it."""
+
+
+class InputError(PrebaError, ValueError):
+    """The input of one request is corrupt, truncated or beyond a limit; nothing else is wrong."""
+
+
+class ServerError(PrebaError, RuntimeError):
+    """A live server, or a process it needs, cannot be started, reached or used; the message says what to do."""
 
 
 class MissingExtraError(PrebaError, ImportError):

@@ -16,6 +16,7 @@ from preba.jitter import JitterConfig
 from preba.mig.catalogue import Device
 from preba.preprocessing import NoPreprocessing, PreprocessingConfig
 from preba.profile import LatencyProfile
+from preba.scenario.live import Live
 from preba.sizes import SizesConfig
 from preba.strict import StrictModel
 
@@ -143,6 +144,8 @@ class Scenario(StrictModel):
     models: Annotated[tuple[Model, ...], Field(min_length=1)]
     events: tuple[Event, ...] = ()
     hardware: HardwareConfig = HardwareConfig()
+    live: Live = Live()
+    """For ``preba serve``; the simulator does not read it."""
 
     @model_validator(mode="after")
     def _distinct_names(self) -> Scenario:

@@ -1,0 +1,186 @@
+"""Preprocessing in processes of its own, one core each, in front of the batcher. What it does is accel's.
+
+A worker decodes one input at a time into a slot of shared memory and says when it started and ended. Inputs wait here,
+oldest first, so that at most one is inside each worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import os
+import time
+from collections import deque
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from preba.errors import InputError, ServerError
+from runtime.tensors import TensorPool
+
+
+@dataclass(frozen=True)
+class Preprocessed:
+    """What became of one input.
+
+    Attributes
+    ----------
+    start_ns, end_ns : int
+        Monotonic clock.
+    shape : tuple of int
+        Of the tensor in its slot.
+    """
+
+    start_ns: int
+    end_ns: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class WorkerPlan:
+    """How the workers preprocess.
+
+    Attributes
+    ----------
+    modality, backend : str
+    workers : int
+    pool : Path
+        Shared memory for the tensors.
+    slot_floats : int
+    hw_decoder_share : float
+    """
+
+    modality: str
+    backend: str
+    workers: int
+    pool: Path
+    slot_floats: int
+    hw_decoder_share: float = 0.65
+
+
+_worker: dict[str, Any] = {}  # of a worker process: filled once, when it starts
+
+
+def _begin(plan: WorkerPlan) -> None:
+    from accel.executors import build_preprocessor
+
+    _worker["preprocessor"] = build_preprocessor(
+        plan.modality, plan.backend, threads=1, hw_decoder_share=plan.hw_decoder_share
+    )
+    _worker["pool"] = TensorPool(plan.pool, slot_floats=plan.slot_floats)
+
+
+def _warm() -> int:
+    return os.getpid()
+
+
+def _work(content: bytes, slot: int) -> Preprocessed | str:
+    start_ns = time.monotonic_ns()
+    (tensor,) = _worker["preprocessor"].preprocess([content])
+    if isinstance(tensor, InputError):
+        return str(tensor)
+    if tensor.size > _worker["pool"].slot_floats:
+        return f"the input is too long: {tensor.shape[-1]} frames do not fit"
+    _worker["pool"].write(slot, tensor)
+    return Preprocessed(start_ns, time.monotonic_ns(), tuple(tensor.shape))
+
+
+class Workers:
+    """The worker processes of one live server.
+
+    Parameters
+    ----------
+    plan : WorkerPlan
+    """
+
+    def __init__(self, plan: WorkerPlan) -> None:
+        self.plan = plan
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._free = plan.workers
+        self._executor = self._new()
+
+    def _new(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(
+            self.plan.workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_begin,
+            initargs=(self.plan,),
+        )
+
+    async def start(self) -> None:
+        """Starts all workers and waits until they can work.
+
+        Raises
+        ------
+        ServerError
+            A worker cannot be started, for example because its back end is not installed.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            await asyncio.gather(*(loop.run_in_executor(self._executor, _warm) for _ in range(self.plan.workers)))
+        except BrokenProcessPool as error:
+            raise ServerError(
+                f"preprocessing ({self.plan.modality}, {self.plan.backend}): its processes end at once; "
+                "try `preba profile preprocessing` to see why"
+            ) from error
+
+    async def preprocess(self, content: bytes, slot: int) -> Preprocessed:
+        """Preprocesses one input into a slot.
+
+        Raises
+        ------
+        InputError
+            The input is broken or too large.
+        ServerError
+            A worker died of it.
+        """
+        if self._free == 0:
+            turn = asyncio.get_running_loop().create_future()
+            self._waiting.append(turn)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():
+                    self._release()
+                raise
+        else:
+            self._free -= 1
+        executor = self._executor
+        work = asyncio.get_running_loop().run_in_executor(executor, _work, content, slot)
+        try:
+            # A worker cannot be interrupted: whoever asked may go away, the worker's place is taken until it is done.
+            done = await asyncio.shield(work)
+        except asyncio.CancelledError:
+            work.add_done_callback(lambda future: (future.exception(), self._release()))
+            raise
+        except BrokenProcessPool as error:
+            self._release()
+            if executor is self._executor:
+                self._executor = self._new()
+            raise ServerError("a preprocessing process died; the others have been started again") from error
+        except BaseException:
+            self._release()
+            raise
+        self._release()
+        if isinstance(done, str):
+            raise InputError(done)
+        return done
+
+    def _release(self) -> None:
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1
+
+    def close(self) -> None:
+        """Ends the workers."""
+        processes = list((self._executor._processes or {}).values())  # there is no public way to end them at once
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError, ValueError):
+                process.terminate()

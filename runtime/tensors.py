@@ -1,0 +1,51 @@
+"""Shared memory for preprocessed tensors: one slot per request inside the server, written once, read by its slice.
+
+Workers and slices map the same file in /dev/shm; only slot numbers travel between them.
+"""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.janitor import SHARED_MEMORY
+
+Float32 = NDArray[np.float32]
+
+
+class TensorPool:
+    """``slots`` rows of ``slot_floats`` float32 in shared memory.
+
+    Parameters
+    ----------
+    path : Path
+        In /dev/shm.
+    slots, slot_floats : int
+        Both given: create it. Otherwise open the one that is there.
+    """
+
+    def __init__(self, path: Path, slots: int = 0, slot_floats: int = 0) -> None:
+        self.path = path
+        if slots:
+            with path.open("wb") as file:
+                file.truncate(slots * slot_floats * 4)
+        with path.open("r+b") as file:
+            self._map = mmap.mmap(file.fileno(), 0)
+        self.slot_floats = slot_floats
+
+    @staticmethod
+    def named(name: str, slots: int, slot_floats: int) -> TensorPool:
+        """Creates a pool under a name."""
+        return TensorPool(SHARED_MEMORY / name, slots, slot_floats)
+
+    def write(self, slot: int, tensor: NDArray[np.floating]) -> None:
+        """Writes a tensor into a slot; the rest of the slot keeps what was there."""
+        flat = np.frombuffer(self._map, dtype=np.float32, count=tensor.size, offset=slot * self.slot_floats * 4)
+        np.copyto(flat, tensor.reshape(-1), casting="same_kind")
+
+    def remove(self) -> None:
+        """Removes the file; those who have it mapped keep it until they end."""
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,76 @@
+"""A slice that runs an ONNX model under ONNX Runtime. Runs inside Triton's Python backend; tensors by DLPack only.
+
+A request brings INPUT (the tensors themselves) or SLOTS (rows of the shared memory that preprocessing wrote).
+"""
+
+import json
+import mmap
+import os
+import time
+
+import numpy as np
+import onnxruntime
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    """Runs the model beside this file."""
+
+    def initialize(self, args):
+        """Opens the session and, if there is any, the shared memory."""
+        folder = os.path.join(args["model_repository"], args["model_version"])
+        with open(os.path.join(folder, "slice.json"), encoding="utf-8") as file:
+            self.facts = json.load(file)
+        if self.facts["cores"]:
+            os.sched_setaffinity(0, self.facts["cores"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.facts["threads"]
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self.session = onnxruntime.InferenceSession(
+            self.facts["onnx"], options, providers=self.facts["providers"]
+        )
+        self.name = self.session.get_inputs()[0].name
+        self.outputs = [one.name for one in self.session.get_outputs()][:1]
+        self.shape = self.facts["shape"]
+        self.pool = None
+        if self.facts["pool"]:
+            with open(self.facts["pool"], "r+b") as file:
+                self.memory = mmap.mmap(file.fileno(), 0)
+            size = int(np.prod(self.shape))
+            slots = np.frombuffer(self.memory, dtype=np.float32)
+            self.pool = slots.reshape(-1, self.facts["slot_floats"])[:, :size]
+        self.batches = 0
+        self._run(np.zeros((1, *self.shape), dtype=np.float32))
+
+    def _run(self, batch):
+        return self.session.run(self.outputs, {self.name: batch})[0]
+
+    def execute(self, requests):
+        """One batch: all requests that Triton hands over together."""
+        start_ns = time.monotonic_ns()
+        parts = []
+        for one in requests:
+            slots = pb_utils.get_input_tensor_by_name(one, "SLOTS")
+            if slots is not None:
+                places = np.array(np.from_dlpack(slots)).reshape(-1)
+                parts.append(self.pool[places].reshape(-1, *self.shape))
+            else:
+                parts.append(np.from_dlpack(pb_utils.get_input_tensor_by_name(one, "INPUT")))
+        answers = np.asarray(self._run(np.concatenate(parts) if len(parts) > 1 else np.ascontiguousarray(parts[0])))
+        answers = answers.reshape(len(answers), -1).astype(np.float32)
+        stages = np.array(
+            [[start_ns, time.monotonic_ns(), self.batches, len(requests), self.facts["slice_index"]]], dtype=np.int64
+        )
+        self.batches += 1
+        responses = []
+        first = 0
+        for part in parts:
+            mine = answers[first : first + len(part)]
+            first += len(part)
+            outputs = [
+                pb_utils.Tensor.from_dlpack("OUTPUT", np.array(mine)),
+                pb_utils.Tensor.from_dlpack("PREBA", np.repeat(stages, len(part), axis=0)),
+            ]
+            responses.append(pb_utils.InferenceResponse(outputs))
+        return responses
