@@ -151,10 +151,11 @@ class Workers:
         executor = self._executor
         work = asyncio.get_running_loop().run_in_executor(executor, _work, content, slot)
         try:
-            # A worker cannot be interrupted: whoever asked may go away, the worker's place is taken until it is done.
             done = await asyncio.shield(work)
         except asyncio.CancelledError:
-            work.add_done_callback(lambda future: (future.exception(), self._release()))
+            # A worker cannot be interrupted, and writes into the slot until it is done.
+            await asyncio.wait([work])
+            self._release()
             raise
         except BrokenProcessPool as error:
             self._release()

@@ -55,6 +55,11 @@ VERBS: Mapping[str, Verb] = {
         "capacity",
         "Find the highest rate at which a scenario meets its latency objective, and how surely.",
     ),
+    "serve": Verb(
+        "preba.cli.serve",
+        "serve",
+        "Serve a scenario on real parts: preprocessing, preba's batchers and one Triton server per slice.",
+    ),
     "demo": Verb(
         "preba.cli.demo",
         "demo",

@@ -1,0 +1,270 @@
+"""The KServe v2 service over gRPC, as tritonclient and perf_analyzer speak it. Messages in, ``FrontEnd`` calls out."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import grpc
+import numpy as np
+from grpc import aio
+from tritonclient.grpc import model_config_pb2, service_pb2
+
+from preba import __version__
+from runtime.front_end import FrontEnd, RequestError, ServedModel, Ticket
+from runtime.triton.models.mark import MARK
+
+SERVICE = "inference.GRPCInferenceService"
+VERSION = "1"
+EXTENSIONS = ("statistics", "model_configuration")
+STAGES = (
+    "received_ns", "preprocess_start_ns", "preprocess_end_ns", "preprocess_wait_ns", "enqueued_ns", "dispatched_ns",
+    "execution_start_ns", "execution_end_ns", "server_index", "slice_index", "batch_id", "batch_size", "batch_units",
+    "attempts",
+)  # fmt: skip
+"""Fields of a ticket that go back with the answer, as parameters of the same name."""
+TENSOR_FLOATS = 4
+"""Elements of a request's INPUT where nothing is preprocessed."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may ask.
+
+    Attributes
+    ----------
+    token : str or None
+        A bearer token every call must carry.
+    """
+
+    token: str | None = None
+
+    def allows(self, metadata: Sequence[tuple[str, str | bytes]]) -> bool:
+        """Whether a call's metadata entitle it."""
+        if self.token is None:
+            return True
+        wanted = f"Bearer {self.token}".encode()
+        given = dict(metadata).get("authorization", "")
+        return _equal(given.encode() if isinstance(given, str) else given, wanted)
+
+
+def _equal(one: bytes, other: bytes) -> bool:
+    import hmac
+
+    return hmac.compare_digest(one, other)
+
+
+class KServe(grpc.GenericRpcHandler):
+    """Answers the calls of the service.
+
+    Parameters
+    ----------
+    front_end : FrontEnd
+    access : Access
+    """
+
+    def __init__(self, front_end: FrontEnd, access: Access) -> None:
+        self._front_end = front_end
+        self._access = access
+        self._handlers = {
+            f"/{SERVICE}/{name}": grpc.unary_unary_rpc_method_handler(
+                self._guarded(action),
+                request_deserializer=getattr(service_pb2, f"{name}Request").FromString,
+                response_serializer=getattr(service_pb2, f"{name}Response").SerializeToString,
+            )
+            for name, action in {
+                "ServerLive": self._server_live,
+                "ServerReady": self._server_ready,
+                "ModelReady": self._model_ready,
+                "ServerMetadata": self._server_metadata,
+                "ModelMetadata": self._model_metadata,
+                "ModelConfig": self._model_config,
+                "ModelStatistics": self._model_statistics,
+                "RepositoryIndex": self._repository_index,
+                "ModelInfer": self._infer,
+            }.items()
+        }
+
+    def service(self, details: Any) -> Any:  # noqa: ANN401 - grpc's
+        """Finds the handler of a call; ``None`` for one that is not there."""
+        return self._handlers.get(details.method)
+
+    def _guarded(
+        self, action: Callable[[Any, aio.ServicerContext[Any, Any]], Awaitable[Any]]
+    ) -> Callable[[Any, aio.ServicerContext[Any, Any]], Awaitable[Any]]:
+        if self._access.token is None:
+            return action
+
+        async def guarded(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:  # noqa: ANN401 - messages
+            if not self._access.allows(tuple(context.invocation_metadata() or ())):
+                await context.abort(grpc.StatusCode.UNAUTHENTICATED, "a bearer token is needed")
+            return await action(request, context)
+
+        return guarded
+
+    async def _known(self, name: str, context: Any) -> ServedModel:  # noqa: ANN401 - grpc's
+        model = self._front_end.models.get(name)
+        if model is None:
+            known = ", ".join(self._front_end.models)
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown model {name!r}; known: {known}")
+            raise AssertionError  # abort raises
+        return model
+
+    # -- what is there -----------------------------------------------------------------------------------------------
+
+    async def _server_live(self, _: Any, __: Any) -> Any:  # noqa: ANN401 - messages
+        return service_pb2.ServerLiveResponse(live=True)
+
+    async def _server_ready(self, _: Any, __: Any) -> Any:  # noqa: ANN401 - messages
+        return service_pb2.ServerReadyResponse(ready=self._front_end.ready)
+
+    async def _model_ready(self, request: Any, context: Any) -> Any:  # noqa: ANN401 - messages
+        await self._known(request.name, context)
+        return service_pb2.ModelReadyResponse(ready=self._front_end.model_ready(request.name))
+
+    async def _server_metadata(self, _: Any, __: Any) -> Any:  # noqa: ANN401 - messages
+        return service_pb2.ServerMetadataResponse(name="preba", version=__version__, extensions=EXTENSIONS)
+
+    async def _model_metadata(self, request: Any, context: Any) -> Any:  # noqa: ANN401 - messages
+        model = await self._known(request.name, context)
+        answer = service_pb2.ModelMetadataResponse(name=model.name, versions=[VERSION], platform="preba")
+        datatype, shape = ("BYTES", [1]) if model.workers is not None else ("FP32", [-1, TENSOR_FLOATS])
+        answer.inputs.add(name="INPUT", datatype=datatype, shape=shape)
+        answer.outputs.add(name="OUTPUT", datatype="FP32", shape=[-1, -1])
+        return answer
+
+    async def _model_config(self, request: Any, context: Any) -> Any:  # noqa: ANN401 - messages
+        model = await self._known(request.name, context)
+        config = model_config_pb2.ModelConfig(name=model.name, platform="preba")
+        if model.workers is not None:
+            config.input.add(name="INPUT", data_type=model_config_pb2.TYPE_STRING, dims=[1])
+        else:
+            config.max_batch_size = max(server.plan.batch_max for server in model.servers)
+            config.input.add(name="INPUT", data_type=model_config_pb2.TYPE_FP32, dims=[TENSOR_FLOATS])
+        config.output.add(name="OUTPUT", data_type=model_config_pb2.TYPE_FP32, dims=[-1])
+        return service_pb2.ModelConfigResponse(config=config)
+
+    async def _repository_index(self, _: Any, __: Any) -> Any:  # noqa: ANN401 - messages
+        answer = service_pb2.RepositoryIndexResponse()
+        for name in self._front_end.models:
+            state = "READY" if self._front_end.model_ready(name) else "UNAVAILABLE"
+            answer.models.add(name=name, version=VERSION, state=state)
+        return answer
+
+    async def _model_statistics(self, request: Any, context: Any) -> Any:  # noqa: ANN401 - messages
+        names = [request.name] if request.name else list(self._front_end.models)
+        answer = service_pb2.ModelStatisticsResponse()
+        for name in names:
+            model = await self._known(name, context)
+            counters = model.counters
+            entry = answer.model_stats.add(
+                name=name, version=VERSION, inference_count=counters.inferences, execution_count=counters.executions
+            )
+            stats = entry.inference_stats
+            for message, total_ns in (
+                (stats.success, counters.request_ns),
+                (stats.queue, counters.queue_ns),
+                (stats.compute_infer, counters.compute_ns),
+                (stats.compute_input, counters.preprocess_ns),
+            ):
+                message.count, message.ns = counters.success, total_ns
+            stats.compute_output.count = counters.success
+            stats.fail.count = sum(counters.failures.values())
+            for size, batch in sorted(counters.batches.items()):
+                row = entry.batch_stats.add(batch_size=size)
+                row.compute_infer.count, row.compute_infer.ns = batch.count, batch.execution_ns
+                row.compute_input.count = row.compute_output.count = batch.count
+        return answer
+
+    # -- inference ---------------------------------------------------------------------------------------------------
+
+    async def _infer(self, request: Any, context: Any) -> Any:  # noqa: ANN401 - messages
+        model = await self._known(request.model_name, context)
+        try:
+            ticket = await self._served(model, request)
+        except RequestError as error:
+            await context.abort(grpc.StatusCode[error.code], str(error))
+        response = service_pb2.ModelInferResponse(model_name=model.name, model_version=VERSION, id=request.id)
+        output = response.outputs.add(name="OUTPUT", datatype="FP32")
+        output.shape[:] = ticket.output_shape
+        response.raw_output_contents.append(ticket.output)
+        parameters = response.parameters
+        for name in STAGES:
+            value = getattr(ticket, name)
+            if value > 0 or not name.endswith("_ns"):
+                parameters[name].int64_param = value
+        parameters["sent_ns"].int64_param = _now_ns()
+        return response
+
+    async def _served(self, model: ServedModel, request: Any) -> Ticket:  # noqa: ANN401 - a message
+        given = request.parameters
+        audio_ns = given["audio_ns"].int64_param if "audio_ns" in given else 0
+        factor, units, content = 1.0, 1, None
+        if len(request.inputs) != 1 or request.inputs[0].name != "INPUT":
+            _refuse(f"model {model.name!r} takes one input named INPUT")
+        if model.workers is not None:
+            content = _one_file(request)
+        elif request.inputs[0].datatype == "FP32":
+            rows = _rows(request)
+            units = len(rows)
+            if rows[0][3] == MARK:
+                audio_ns = audio_ns or round(float(rows[0][0]) * 1e9)
+                factor = float(rows[0][1])
+            limit = min(min(server.plan.batch_max, *server.consumer_batch_max) for server in model.servers)
+            if units > limit:
+                _refuse(f"a batch of {units} does not fit model {model.name!r}, which takes up to {limit}")
+        else:
+            _one_file(request)  # nothing is preprocessed: only its length counts, which comes as a parameter
+        return await self._front_end.infer(
+            model,
+            content,
+            audio_ns=audio_ns,
+            factor=factor,
+            units=units,
+            priority=given["priority"].int64_param or given["priority"].uint64_param if "priority" in given else 0,
+            timeout_ns=given["timeout"].int64_param * 1000 if "timeout" in given else 0,
+        )
+
+
+def _now_ns() -> int:
+    import time
+
+    return time.monotonic_ns()
+
+
+def _refuse(message: str) -> NoReturn:
+    raise RequestError("INVALID_ARGUMENT", message)
+
+
+def _one_file(request: Any) -> bytes:  # noqa: ANN401 - a message
+    """The one encoded file of a request."""
+    tensor = request.inputs[0]
+    if tensor.datatype != "BYTES":
+        _refuse(f"INPUT must be BYTES (one encoded image or WAV file), got {tensor.datatype}")
+    if int(np.prod(tensor.shape)) != 1:
+        _refuse(f"INPUT must hold one file, got shape {list(tensor.shape)}")
+    if tensor.contents.bytes_contents:
+        return bytes(tensor.contents.bytes_contents[0])
+    if len(request.raw_input_contents) != 1 or len(request.raw_input_contents[0]) < 4:
+        _refuse("INPUT has no content")
+    raw = request.raw_input_contents[0]
+    (length,) = struct.unpack_from("<I", raw)
+    if length != len(raw) - 4:
+        _refuse(f"INPUT: says {length} bytes and brings {len(raw) - 4}")
+    return bytes(raw[4:])
+
+
+def _rows(request: Any) -> np.ndarray[Any, np.dtype[np.float32]]:  # noqa: ANN401 - a message
+    tensor = request.inputs[0]
+    shape = tuple(tensor.shape)
+    if len(shape) != 2 or shape[1] != TENSOR_FLOATS or shape[0] < 1:
+        _refuse(f"INPUT must have the shape [n, {TENSOR_FLOATS}], got {list(shape)}")
+    if request.raw_input_contents:
+        raw = np.frombuffer(request.raw_input_contents[0], dtype=np.float32)
+    else:
+        raw = np.array(tensor.contents.fp32_contents, dtype=np.float32)
+    if raw.size != shape[0] * shape[1]:
+        _refuse(f"INPUT: {raw.size} elements do not make the shape {list(shape)}")
+    return raw.reshape(shape)
