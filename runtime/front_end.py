@@ -23,7 +23,7 @@ from runtime.alarm import Alarm
 from runtime.counters import ModelCounters
 from runtime.decisions import DecisionLog, Dispatch, LiveBatcher
 from runtime.preprocess import Workers
-from runtime.slices import BatchFailedError, SliceLostError, SliceServer
+from runtime.slices import AnySlice, BatchFailedError, SliceLostError
 from runtime.triton.models.mark import MARK
 
 TRIES = 2
@@ -135,7 +135,7 @@ class FrontEnd:
     Parameters
     ----------
     models : sequence of ServedModel
-    slices : mapping of int to SliceServer
+    slices : mapping of int to AnySlice
         By slice index.
     balancer : str
     requests_max : int
@@ -150,7 +150,7 @@ class FrontEnd:
     def __init__(
         self,
         models: Sequence[ServedModel],
-        slices: Mapping[int, SliceServer],
+        slices: Mapping[int, AnySlice],
         *,
         balancer: str,
         requests_max: int,

@@ -14,6 +14,8 @@ import grpc
 import numpy as np
 from grpc import aio
 
+from preba.batchers import NoBatching
+from preba.batching.triton_config import TritonBatcher
 from preba.errors import MissingFileError, ServerError, UnsupportedError
 from preba.preprocessing import CpuPreprocessing, DaliSharedPreprocessing, DaliSlicePreprocessing, NoPreprocessing
 from preba.scenario.draw import draw_scenario_trace
@@ -21,12 +23,13 @@ from preba.scenario.live import CpuSlices, EmulatedSlices
 from preba.scenario.resolve import ResolvedModel, ResolvedScenario
 from preba.serving import ServerModel, plan_servers
 from runtime.decisions import DecisionLog
+from runtime.envoy import Backend, Envoy, EnvoyPlan
 from runtime.front_end import FrontEnd, ServedModel
 from runtime.http_api import HttpApi
 from runtime.kserve import Access, KServe
 from runtime.preprocess import WorkerPlan, Workers
-from runtime.processes import Workplace
-from runtime.slices import SliceServer
+from runtime.processes import Workplace, free_ports
+from runtime.slices import AnySlice, NullSlice, SliceServer
 from runtime.tensors import TensorPool
 from runtime.triton.install import TritonInstall, find_triton
 from runtime.triton.repository import LENGTH_GRID_NS, EmulatedModel, OnnxModel, SliceModel, write_repository
@@ -90,19 +93,20 @@ class LiveServer:
 
     Attributes
     ----------
-    front_end : FrontEnd
+    front_end : FrontEnd or None
+        ``None`` behind Envoy, where every Triton server batches for itself.
     grpc_port, http_port : int
         Where it listens.
     """
 
-    front_end: FrontEnd
+    front_end: FrontEnd | None = None
 
     def __init__(self, resolved: ResolvedScenario, listen: Listen, *, decisions: Path | None = None) -> None:
         self.resolved = resolved
         self.listen = listen
         self.decisions = decisions
         self.grpc_port = self.http_port = 0
-        self.slices: dict[int, SliceServer] = {}
+        self.slices: dict[int, AnySlice] = {}
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> LiveServer:
@@ -122,6 +126,7 @@ class LiveServer:
         live = self.resolved.scenario.live
         self.workplace = workplace = self._stack.enter_context(Workplace())
         longest_ns = longest_audio_ns(self.resolved)
+        native = is_native(self.resolved)
         served = []
         starting = []
         for model in self.resolved.models:
@@ -142,11 +147,14 @@ class LiveServer:
                 self._stack.callback(workers.close)
                 starting.append(workers.start())
             for index in model.slice_indices:
-                one = self._slice(install, model, servers, index, longest_ns[model.index], pool)
+                one = self._slice(install, model, servers, index, longest_ns[model.index], pool, native=native)
                 self.slices[index] = one
                 self._stack.push_async_callback(one.stop)
                 starting.append(one.start())
         await _all(starting)
+        if native:
+            await self._balance()
+            return
         log = None
         if self.decisions is not None:
             log = DecisionLog(self.decisions)
@@ -162,9 +170,37 @@ class LiveServer:
             random=np.random.default_rng(scenario.seed).random,
         )
         self._stack.callback(self.front_end.close)
-        await self._listen(credentials)
+        await self._listen(self.front_end, credentials)
 
-    async def _listen(self, credentials: grpc.ServerCredentials | None) -> None:
+    async def _balance(self) -> None:
+        """Puts Envoy in front of servers that batch for themselves."""
+        listen = self.listen
+        backends = []
+        for one in self.slices.values():
+            if isinstance(one, NullSlice):
+                raise UnsupportedError("scenario.live.slices.null: works with the front end only, not behind Envoy")
+            backends.append(Backend(one.triton.grpc_port, one.triton.http_port))
+        self.grpc_port = listen.grpc_port or free_ports(1)[0]
+        self.http_port = listen.http_port or free_ports(1)[0]
+        envoy = Envoy(
+            self.workplace,
+            EnvoyPlan(
+                host=listen.host,
+                port=self.grpc_port,
+                admin_port=self.http_port,
+                backends=backends,
+                balancer=self.resolved.scenario.server.balancer,
+                requests_max=self.resolved.scenario.live.requests_max,
+                token=listen.access.token,
+                certificate=listen.certificate,
+                key=listen.key,
+            ),
+        )
+        self._stack.push_async_callback(envoy.stop)
+        await envoy.start()
+        await envoy.ready(self.resolved.scenario.live.ready_timeout_s)
+
+    async def _listen(self, front_end: FrontEnd, credentials: grpc.ServerCredentials | None) -> None:
         listen, live = self.listen, self.resolved.scenario.live
         server = aio.server(
             options=(
@@ -173,7 +209,7 @@ class LiveServer:
                 ("grpc.so_reuseport", 0),
             )
         )
-        server.add_generic_rpc_handlers((KServe(self.front_end, listen.access),))
+        server.add_generic_rpc_handlers((KServe(front_end, listen.access),))
         address = f"{listen.host}:{listen.grpc_port}"
         try:
             if credentials is None:
@@ -185,7 +221,7 @@ class LiveServer:
         await server.start()
         self._stack.push_async_callback(server.stop, 0.5)
         try:
-            http = await HttpApi(self.front_end, listen.access).serve(listen.host, listen.http_port)
+            http = await HttpApi(front_end, listen.access).serve(listen.host, listen.http_port)
         except OSError as error:
             where = f"{listen.host}:{listen.http_port}"
             raise ServerError(f"{where}: cannot listen there ({error.strerror}); --http-port chooses another") from error
@@ -194,6 +230,8 @@ class LiveServer:
 
     async def drain(self) -> int:
         """Takes in nothing more and lets what is inside finish; returns how many requests were given up."""
+        if self.front_end is None:
+            return 0  # Triton finishes what is inside before it ends
         return await self.front_end.drain(self.resolved.scenario.live.drain_timeout_s)
 
     # -- preprocessing -----------------------------------------------------------------------------------------------
@@ -231,17 +269,29 @@ class LiveServer:
         index: int,
         longest_ns: int,
         pool: TensorPool | None,
-    ) -> SliceServer:
+        *,
+        native: bool,
+    ) -> AnySlice:
         unit = self.resolved.slices[index]
+        kind = self.resolved.scenario.live.slices
+        if isinstance(kind, EmulatedSlices) and kind.null:
+            return NullSlice(index, f"{index} ({unit.name})")
         batch_max = min(max(server.plan.batch_max for server in servers), model.profile.batch_max(unit.profile))
         name = f"slice{index}"
+        batcher = model.config.batcher if native and isinstance(model.config.batcher, TritonBatcher) else None
+        instances = batcher.instances_per_slice if batcher is not None else 1
         slice_model, environment = self._slice_model(model, index, batch_max, longest_ns, pool)
+        if isinstance(slice_model, EmulatedModel):
+            slice_model = replace(slice_model, instances=instances)
         repository = write_repository(
-            self.workplace.folder / name, model.config.name, slice_model, batch_max=batch_max
-        )
+            self.workplace.folder / name, model.config.name, slice_model, batch_max=batch_max, instances=instances,
+            batcher=batcher,
+        )  # fmt: skip
+        options = () if batcher is None or batcher.rate_limiter.mode == "off" else ("--rate-limit=execution_count",)
         triton = TritonServer(
-            self.workplace, install, name, repository, [model.config.name], environment=environment
-        )
+            self.workplace, install, name, repository, [model.config.name], environment=environment, options=options,
+            keeps_ports=native,
+        )  # fmt: skip
         return SliceServer(index, f"{index} ({unit.name})", triton, self.resolved.scenario.live.ready_timeout_s)
 
     def _slice_model(
@@ -249,7 +299,7 @@ class LiveServer:
     ) -> tuple[SliceModel, Mapping[str, str]]:
         kind = self.resolved.scenario.live.slices
         if isinstance(kind, EmulatedSlices):
-            table = None if kind.null else slice_table(self.resolved, model, index, batch_max, longest_ns)
+            table = slice_table(self.resolved, model, index, batch_max, longest_ns)
             return EmulatedModel(table, model.profile.modality == "audio", index), {}
         if not isinstance(kind, CpuSlices):
             raise UnsupportedError(f"scenario.live.slices.kind: {kind.kind}: needs an NVIDIA GPU and its driver")
@@ -283,6 +333,21 @@ async def _all(starting: Sequence[Any]) -> None:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
+
+
+def is_native(resolved: ResolvedScenario) -> bool:
+    """Whether every slice's Triton server batches for itself, behind Envoy: NVIDIA's flower demo.
+
+    So it is where a balancer stands in front of one server per slice, nothing is preprocessed here and Triton has the
+    policy. Everything else is the front end's.
+    """
+    scenario = resolved.scenario
+    return (
+        scenario.server.topology == "per_slice"
+        and len(resolved.models) == 1
+        and isinstance(resolved.models[0].config.batcher, TritonBatcher | NoBatching)
+        and preprocessing_backend(resolved) == "none"
+    )
 
 
 def preprocessing_backend(resolved: ResolvedScenario) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import struct
 import time
 from collections.abc import Callable
 
@@ -150,3 +151,46 @@ class SliceServer:
                 await self._keeper
         self.is_up = False
         await self.triton.stop()
+
+
+class NullSlice:
+    """A slice without a server behind it that answers at once: what is left is the front end itself.
+
+    Parameters
+    ----------
+    index : int
+    name : str
+    """
+
+    def __init__(self, index: int, name: str) -> None:
+        self.index = index
+        self.name = name
+        self.is_up = False
+        self.restarts = 0
+        self.on_up: Callable[[int], None] = lambda _: None
+        self.on_down: Callable[[int], None] = lambda _: None
+        self._batches = 0
+
+    async def start(self) -> None:
+        """Is ready at once."""
+        self.is_up = True
+        self.on_up(self.index)
+
+    async def execute(self, request: pb.ModelInferRequest, timeout_s: float) -> pb.ModelInferResponse:  # noqa: ARG002 - as a real slice takes it
+        """Answers with zeros."""
+        units = request.inputs[0].shape[0]
+        now_ns = time.monotonic_ns()
+        response = pb.ModelInferResponse(model_name=request.model_name)
+        response.outputs.add(name="OUTPUT", datatype="FP32", shape=[units, 1])
+        response.outputs.add(name="PREBA", datatype="INT64", shape=[units, 5])
+        response.raw_output_contents.append(bytes(4 * units))
+        response.raw_output_contents.append(struct.pack("<5q", now_ns, now_ns, self._batches, 1, self.index) * units)
+        self._batches += 1
+        return response
+
+    async def stop(self) -> None:
+        """Nothing runs."""
+        self.is_up = False
+
+
+AnySlice = SliceServer | NullSlice

@@ -14,7 +14,7 @@ class EmulatedSlices(StrictModel):
 
     kind: Literal["emulated"]
     null: bool = False
-    """Answer at once instead: what is left is the serving software itself."""
+    """Answer at once instead, without any server behind: what is left is the front end itself."""
 
 
 class CpuSlices(StrictModel):

@@ -27,15 +27,18 @@ class EmulatedModel:
 
     Attributes
     ----------
-    times_ns : list of list of int, or None
-        By length (in steps of 0.1 s; one row where times do not depend on it) and batch; ``None`` answers at once.
+    times_ns : list of list of int
+        By length (in steps of 0.1 s; one row where times do not depend on it) and batch.
     by_length : bool
     slice_index : int
+    instances : int
+        Several share the slice: they execute one after another.
     """
 
-    times_ns: list[list[int]] | None
+    times_ns: list[list[int]]
     by_length: bool
     slice_index: int
+    instances: int = 1
 
     def write(self, folder: Path) -> None:
         """Writes model.py and its table."""
@@ -44,6 +47,7 @@ class EmulatedModel:
             "times_ns": self.times_ns,
             "grid_s": LENGTH_GRID_NS / 1e9 if self.by_length else 0,
             "slice_index": self.slice_index,
+            "instances": self.instances,
         }
         (folder / "table.json").write_text(json.dumps(table), encoding="utf-8")
 

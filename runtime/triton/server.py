@@ -48,6 +48,8 @@ class TritonServer:
         Further environment variables (``CUDA_VISIBLE_DEVICES``).
     options : sequence of str
         Further command line options.
+    keeps_ports : bool
+        Start again on the same ports, because somebody else knows them.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class TritonServer:
         *,
         environment: Mapping[str, str] | None = None,
         options: Sequence[str] = (),
+        keeps_ports: bool = False,
     ) -> None:
         self.workplace = workplace
         self.install = install
@@ -68,6 +71,7 @@ class TritonServer:
         self.models = tuple(models)
         self.more_environment = dict(environment or {})
         self.options = tuple(options)
+        self.keeps_ports = keeps_ports
         self.child = Child(workplace, name)
         self.http_port = self.grpc_port = self.metrics_port = 0
         self._channel: aio.Channel | None = None
@@ -100,7 +104,8 @@ class TritonServer:
 
     async def start(self) -> None:
         """Starts the process on ports that are free now."""
-        self.http_port, self.grpc_port, self.metrics_port = free_ports(3)
+        if self.grpc_port == 0 or not self.keeps_ports:
+            self.http_port, self.grpc_port, self.metrics_port = free_ports(3)
         await self.child.start(self.command(), self.install.environment(self.more_environment))
 
     async def ready(self, timeout_s: float) -> None:
