@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from preba.batchers import BatcherPlan
 from preba.batching.plugin import load_plugin
 from preba.batching.state import NEVER, NONE, O_COUNT, O_FORMED_NS, O_UNITS, SERVED, BatcherState
-from preba.batchers import BatcherPlan
 from preba.errors import FormatError, MissingFileError, OutputError
 from preba.serving import ServerModel
 
@@ -155,7 +155,7 @@ class LiveBatcher:
     def waiting(self) -> list[int]:
         """Takes out all requests that no consumer has started on."""
         self._note("empty")
-        found = []
+        found: list[int] = []
         while True:
             slot = int(self.brain.take_waiting(self.state))
             if slot == NONE:
@@ -177,11 +177,14 @@ def _as_plain(server: ServerModel) -> dict[str, Any]:
 
 
 def _from_plain(plain: dict[str, Any]) -> ServerModel:
-    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
-    plugin = fields.pop("plugin")
-    plan = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.pop("plan").items()}
-    plan["plugin"] = None if plugin is None else load_plugin(Path(plugin))
-    return ServerModel(plan=BatcherPlan(**plan), **fields)
+    plan = _with_tuples(plain["plan"])
+    plan["plugin"] = None if plain["plugin"] is None else load_plugin(Path(plain["plugin"]))
+    rest = {name: value for name, value in plain.items() if name not in ("plan", "plugin")}
+    return ServerModel(plan=BatcherPlan(**plan), **_with_tuples(rest))
+
+
+def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 INPUTS = frozenset({"enqueue", "up", "idle", "lost", "advance", "pump", "empty"})
@@ -252,7 +255,10 @@ def _replay(path: Path, lines: Iterable[str]) -> Replayed:
             recorder.entries, expected = [], []
         if entry[0] == "server":
             batchers[entry[1]] = LiveBatcher(
-                entry[1], _from_plain(entry[3]), entry[2], recorder  # type: ignore[arg-type]  # it writes, too
+                entry[1],
+                _from_plain(entry[3]),
+                entry[2],
+                recorder,  # type: ignore[arg-type]  # it writes, too
             )
             recorder.entries = []
         elif entry[0] in INPUTS:
@@ -278,9 +284,7 @@ def _apply(batcher: LiveBatcher, entry: Sequence[Any]) -> None:
     name, values = entry[0], entry[2:]
     if name == "enqueue":
         now_ns, slot, units, bucket, priority, shape, timeout_ns = values
-        batcher.enqueue(
-            now_ns, slot, units=units, bucket=bucket, priority=priority, shape=shape, timeout_ns=timeout_ns
-        )
+        batcher.enqueue(now_ns, slot, units=units, bucket=bucket, priority=priority, shape=shape, timeout_ns=timeout_ns)
     elif name == "pump":
         batcher.pump(values[0])
     elif name == "empty":

@@ -103,7 +103,9 @@ def envoy_config(plan: EnvoyPlan) -> dict[str, Any]:
         Envoy has no such balancer.
     """
     if plan.balancer not in POLICIES:
-        raise UnsupportedError(f"scenario.server.balancer: Envoy has no {plan.balancer!r}; it has {', '.join(POLICIES)}")
+        raise UnsupportedError(
+            f"scenario.server.balancer: Envoy has no {plan.balancer!r}; it has {', '.join(POLICIES)}"
+        )
     listener: dict[str, Any] = {
         "name": "kserve",
         "address": _address(plan.host, plan.port),
@@ -206,9 +208,7 @@ def _connection_manager(plan: EnvoyPlan) -> dict[str, Any]:
     }
 
 
-def _cluster(
-    name: str, backends: Sequence[Backend], policy: Mapping[str, Any], requests_max: int
-) -> dict[str, Any]:
+def _cluster(name: str, backends: Sequence[Backend], policy: Mapping[str, Any], requests_max: int) -> dict[str, Any]:
     endpoints = [
         {
             "endpoint": {

@@ -11,8 +11,10 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2 as pb
 
 from preba.balancing import BALANCER_CODES, M_ALIVE, choose_server
@@ -28,6 +30,9 @@ from runtime.triton.models.mark import MARK
 
 TRIES = 2
 """How often a request is started: once more after its slice was lost."""
+
+
+Rows: TypeAlias = NDArray[np.float32]
 
 
 class RequestError(Exception):
@@ -53,6 +58,8 @@ class Ticket:
     answer: asyncio.Future[None]
     received_ns: int
     slot: int
+    rows: Rows | None = None
+    """What its client sent for an emulated slice; without it the rows say length and factor."""
     audio_ns: int = 0
     factor: float = 1.0
     units: int = 1
@@ -175,7 +182,7 @@ class FrontEnd:
         self._balanced: dict[int, _Balanced] = {}
         self._consumers: dict[int, list[tuple[int, int]]] = {}
         for model in models:
-            group = []
+            group: list[int] = []
             for plan in model.servers:
                 number = len(self._servers)
                 alarm = Alarm(loop, lambda number=number: self._ring(number))  # type: ignore[misc]  # bound now
@@ -243,9 +250,9 @@ class FrontEnd:
         model: ServedModel,
         content: bytes | None,
         *,
+        rows: Rows | None = None,
         audio_ns: int = 0,
         factor: float = 1.0,
-        units: int = 1,
         priority: int = 0,
         timeout_ns: int = 0,
     ) -> Ticket:
@@ -256,12 +263,12 @@ class FrontEnd:
         model : ServedModel
         content : bytes or None
             An encoded image or a WAV file, where the model's inputs are preprocessed here.
+        rows : float32[units, 4], optional
+            What goes to an emulated slice as it is; one row is one batch unit.
         audio_ns : int
             Length of an audio input; 0 if it is to be found out.
         factor : float
             On the time an emulated slice takes.
-        units : int
-            Batch units.
         priority, timeout_ns : int
             For Triton's batcher.
 
@@ -279,9 +286,17 @@ class FrontEnd:
             raise RequestError("RESOURCE_EXHAUSTED", f"the server is full: {self.requests_max} requests are inside")
         slot = self._free_slots.pop()
         ticket = Ticket(
-            model, asyncio.get_running_loop().create_future(), received_ns, slot,
-            audio_ns=audio_ns, factor=factor, units=units, priority=priority, timeout_ns=timeout_ns,
-        )  # fmt: skip
+            model,
+            asyncio.get_running_loop().create_future(),
+            received_ns,
+            slot,
+            rows=rows,
+            audio_ns=audio_ns,
+            factor=factor,
+            units=1 if rows is None else len(rows),
+            priority=priority,
+            timeout_ns=timeout_ns,
+        )
         self.tickets[slot] = ticket
         model.counters.pending += 1
         inside = False
@@ -424,6 +439,7 @@ class FrontEnd:
         server = self._servers[number]
         one = self.slices[server.plan.consumer_slice[consumer]]
         sent_ns = time.monotonic_ns()
+        failure: RequestError | None = None
         try:
             response = await one.execute(_batch_request(server.model, tickets), _patience_s(server.model, tickets))
         except SliceLostError as error:
@@ -432,7 +448,6 @@ class FrontEnd:
         except BatchFailedError as error:
             failure = RequestError("INTERNAL", str(error))
         else:
-            failure = None
             _read_answer(response, tickets, one.index, sent_ns)
         if one.is_up:
             server.batcher.idle(time.monotonic_ns(), consumer)
@@ -500,8 +515,13 @@ def _batch_request(model: ServedModel, tickets: Sequence[Ticket]) -> pb.ModelInf
         rows = np.array([[ticket.slot] for ticket in tickets], dtype=np.int32)
     else:
         tensor = request.inputs.add(name="INPUT", datatype="FP32")
-        rows = np.array(
-            [(t.audio_ns / 1e9, t.factor, 0.0, MARK) for t in tickets for _ in range(t.units)], dtype=np.float32
+        rows = np.concatenate(
+            [
+                np.array([(one.audio_ns / 1e9, one.factor, 0.0, MARK)], dtype=np.float32)
+                if one.rows is None
+                else one.rows
+                for one in tickets
+            ]
         )
     tensor.shape[:] = rows.shape
     request.raw_input_contents.append(rows.tobytes())

@@ -37,7 +37,8 @@ class HttpApi:
             status, kind, body = self._answer(head.decode("latin-1"))
             writer.write(
                 f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
-                "Connection: close\r\n\r\n".encode() + body
+                "Connection: close\r\n\r\n".encode()
+                + body
             )
             await asyncio.wait_for(writer.drain(), PATIENCE_S)
         with contextlib.suppress(ConnectionError):

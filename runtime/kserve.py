@@ -201,28 +201,27 @@ class KServe(grpc.GenericRpcHandler):
     async def _served(self, model: ServedModel, request: Any) -> Ticket:  # noqa: ANN401 - a message
         given = request.parameters
         audio_ns = given["audio_ns"].int64_param if "audio_ns" in given else 0
-        factor, units, content = 1.0, 1, None
+        factor, rows, content = 1.0, None, None
         if len(request.inputs) != 1 or request.inputs[0].name != "INPUT":
             _refuse(f"model {model.name!r} takes one input named INPUT")
         if model.workers is not None:
             content = _one_file(request)
         elif request.inputs[0].datatype == "FP32":
             rows = _rows(request)
-            units = len(rows)
             if rows[0][3] == MARK:
                 audio_ns = audio_ns or round(float(rows[0][0]) * 1e9)
                 factor = float(rows[0][1])
             limit = min(min(server.plan.batch_max, *server.consumer_batch_max) for server in model.servers)
-            if units > limit:
-                _refuse(f"a batch of {units} does not fit model {model.name!r}, which takes up to {limit}")
+            if len(rows) > limit:
+                _refuse(f"a batch of {len(rows)} does not fit model {model.name!r}, which takes up to {limit}")
         else:
             _one_file(request)  # nothing is preprocessed: only its length counts, which comes as a parameter
         return await self._front_end.infer(
             model,
             content,
+            rows=rows,
             audio_ns=audio_ns,
             factor=factor,
-            units=units,
             priority=given["priority"].int64_param or given["priority"].uint64_param if "priority" in given else 0,
             timeout_ns=given["timeout"].int64_param * 1000 if "timeout" in given else 0,
         )

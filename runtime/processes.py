@@ -38,7 +38,7 @@ class Workplace:
     def __init__(self) -> None:
         self.prefix = f"preba-{os.getpid()}-{secrets.token_hex(4)}-"
         self.folder = Path(tempfile.mkdtemp(prefix="preba-"))
-        self._janitor = subprocess.Popen(
+        self._janitor = subprocess.Popen(  # noqa: S603 - our own file
             [sys.executable, "-S", "-E", janitor.__file__],
             stdin=subprocess.PIPE,
             start_new_session=True,

@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class Listen:
     host: str = "127.0.0.1"
     grpc_port: int = 8001
     http_port: int = 8000
-    access: Access = Access()
+    access: Access = field(default_factory=Access)
     certificate: Path | None = None
     key: Path | None = None
 
@@ -124,9 +124,10 @@ class LiveServer:
         credentials = self.listen.credentials()
         install = find_triton()
         live = self.resolved.scenario.live
-        self.workplace = workplace = self._stack.enter_context(Workplace())
+        self.workplace = self._stack.enter_context(Workplace())
         longest_ns = longest_audio_ns(self.resolved)
         native = is_native(self.resolved)
+        self._stack.push_async_callback(self._stop_slices)
         served = []
         starting = []
         for model in self.resolved.models:
@@ -149,7 +150,6 @@ class LiveServer:
             for index in model.slice_indices:
                 one = self._slice(install, model, servers, index, longest_ns[model.index], pool, native=native)
                 self.slices[index] = one
-                self._stack.push_async_callback(one.stop)
                 starting.append(one.start())
         await _all(starting)
         if native:
@@ -171,6 +171,10 @@ class LiveServer:
         )
         self._stack.callback(self.front_end.close)
         await self._listen(self.front_end, credentials)
+
+    async def _stop_slices(self) -> None:
+        """Stops all slices at once."""
+        await asyncio.gather(*(one.stop() for one in self.slices.values()))
 
     async def _balance(self) -> None:
         """Puts Envoy in front of servers that batch for themselves."""
@@ -224,7 +228,9 @@ class LiveServer:
             http = await HttpApi(front_end, listen.access).serve(listen.host, listen.http_port)
         except OSError as error:
             where = f"{listen.host}:{listen.http_port}"
-            raise ServerError(f"{where}: cannot listen there ({error.strerror}); --http-port chooses another") from error
+            raise ServerError(
+                f"{where}: cannot listen there ({error.strerror}); --http-port chooses another"
+            ) from error
         self.http_port = int(http.sockets[0].getsockname()[1])
         self._stack.callback(http.close)
 

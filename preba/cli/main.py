@@ -17,7 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from preba import __version__
 from preba.cli.start import spare_garbage_collection
-from preba.errors import PrebaError
+from preba.errors import MissingExtraError, PrebaError
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,31 @@ class Verb:
         The module, and the function or typer application in it.
     summary : str
         The first sentence of its help.
+    extra : str or None
+        The optional dependencies it needs.
     """
 
     module: str
     name: str
     summary: str
+    extra: str | None = None
 
     def load(self) -> Any:  # noqa: ANN401 - a function with options, or a typer application
-        """Imports and returns it."""
-        return getattr(importlib.import_module(self.module), self.name)
+        """Imports and returns it.
+
+        Raises
+        ------
+        MissingExtraError
+            Its extra is not installed.
+        """
+        try:
+            return getattr(importlib.import_module(self.module), self.name)
+        except ModuleNotFoundError as error:
+            if self.extra is None:
+                raise
+            raise MissingExtraError(
+                f"this verb needs {error.name}, which is not installed: pip install 'preba[{self.extra}]'"
+            ) from error
 
 
 VERBS: Mapping[str, Verb] = {
@@ -59,6 +75,7 @@ VERBS: Mapping[str, Verb] = {
         "preba.cli.serve",
         "serve",
         "Serve a scenario on real parts: preprocessing, preba's batchers and one Triton server per slice.",
+        extra="live",
     ),
     "demo": Verb(
         "preba.cli.demo",

@@ -13,9 +13,10 @@ from typing import Annotated
 
 import typer
 
-from preba.errors import MissingExtraError
 from preba.scenario.load import errors_located, load_scenario
 from preba.scenario.resolve import ResolvedScenario, resolve
+from runtime.kserve import Access
+from runtime.serve import Listen, LiveServer
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -53,25 +54,17 @@ def serve(
     with errors_located(scenario):
         resolved = resolve(load_scenario(scenario, overrides or []), folder=scenario.parent)
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
-    try:
-        from runtime.kserve import Access
-        from runtime.serve import Listen
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(f"the live server needs {error.name}; install it with: pip install 'preba[live]'") from error
     listen = Listen(host, grpc_port, http_port, Access(token), certificate, key)
     asyncio.run(_serve(resolved, listen, decisions, ports_file))
 
 
-async def _serve(resolved: ResolvedScenario, listen: object, decisions: Path | None, ports_file: Path | None) -> None:
-    from runtime.serve import Listen, LiveServer
-
-    assert isinstance(listen, Listen)  # noqa: S101 - imported late, so the signature cannot say it
+async def _serve(resolved: ResolvedScenario, listen: Listen, decisions: Path | None, ports_file: Path | None) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     began = time.monotonic()
-    starting = asyncio.ensure_future(_entered(LiveServer(resolved, listen, decisions=decisions)))
+    starting = asyncio.ensure_future(LiveServer(resolved, listen, decisions=decisions).__aenter__())
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():
@@ -98,7 +91,3 @@ async def _serve(resolved: ResolvedScenario, listen: object, decisions: Path | N
             typer.echo(f"{given_up} requests were still inside and got UNAVAILABLE", err=True)
     finally:
         await server.__aexit__(None, None, None)
-
-
-async def _entered(server: object) -> object:
-    return await server.__aenter__()  # type: ignore[attr-defined]  # a LiveServer, imported late

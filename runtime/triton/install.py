@@ -117,4 +117,6 @@ def _wheel(package: Path) -> TritonInstall:
     if glibc and tuple(map(int, glibc.split(".")[:2])) < (2, 35):
         raise ServerError(f"nvidia-pytriton's server needs glibc 2.35, this system has {glibc}")
     libraries = (package.parent / "nvidia_pytriton.libs",)
-    return TritonInstall(root / "bin" / "tritonserver", root / "backends" / "python", stub, libraries, "nvidia-pytriton")
+    return TritonInstall(
+        root / "bin" / "tritonserver", root / "backends" / "python", stub, libraries, "nvidia-pytriton"
+    )

@@ -111,7 +111,13 @@ SliceModel = EmulatedModel | OnnxModel
 
 
 def write_repository(
-    folder: Path, name: str, model: SliceModel, *, batch_max: int, instances: int = 1, batcher: TritonBatcher | None = None
+    folder: Path,
+    name: str,
+    model: SliceModel,
+    *,
+    batch_max: int,
+    instances: int = 1,
+    batcher: TritonBatcher | None = None,
 ) -> Path:
     """Writes a model repository with one model.
 

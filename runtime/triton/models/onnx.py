@@ -27,9 +27,7 @@ class TritonPythonModel:
         options.intra_op_num_threads = self.facts["threads"]
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self.session = onnxruntime.InferenceSession(
-            self.facts["onnx"], options, providers=self.facts["providers"]
-        )
+        self.session = onnxruntime.InferenceSession(self.facts["onnx"], options, providers=self.facts["providers"])
         self.name = self.session.get_inputs()[0].name
         self.outputs = [one.name for one in self.session.get_outputs()][:1]
         self.shape = self.facts["shape"]
