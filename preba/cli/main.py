@@ -77,6 +77,12 @@ VERBS: Mapping[str, Verb] = {
         "Serve a scenario on real parts: preprocessing, preba's batchers and one Triton server per slice.",
         extra="live",
     ),
+    "profile": Verb(
+        "preba.cli.profile",
+        "profile_app",
+        "Measure execution times and preprocessing, and write the profiles that simulate reads.",
+        extra="live",
+    ),
     "demo": Verb(
         "preba.cli.demo",
         "demo",

@@ -1,0 +1,205 @@
+"""Which part of a scenario becomes which process: slices, preprocessing workers, execution times. Starts nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from preba.batchers import NoBatching
+from preba.batching.triton_config import TritonBatcher
+from preba.errors import MissingFileError, UnsupportedError
+from preba.preprocessing import CpuPreprocessing, DaliSharedPreprocessing, DaliSlicePreprocessing, NoPreprocessing
+from preba.scenario.draw import draw_scenario_trace
+from preba.scenario.live import CpuSlices, EmulatedSlices
+from preba.scenario.resolve import ResolvedModel, ResolvedScenario
+from preba.serving import ServerModel
+from runtime.preprocess import WorkerPlan, Workers
+from runtime.processes import Workplace
+from runtime.slices import AnySlice, NullSlice, SliceServer
+from runtime.tensors import TensorPool
+from runtime.triton.install import TritonInstall
+from runtime.triton.repository import LENGTH_GRID_NS, EmulatedModel, OnnxModel, SliceModel, write_repository
+from runtime.triton.server import TritonServer
+
+IMAGE_SHAPE = (3, 224, 224)
+MEL_BINS = 80
+FRAME_NS = 10_000_000
+
+
+def place_preprocessing(
+    resolved: ResolvedScenario, workplace: Workplace, model: ResolvedModel, longest_ns: int
+) -> tuple[TensorPool | None, Workers | None]:
+    """The workers that preprocess a model's inputs and the shared memory they write to, or neither."""
+    backend = preprocessing_backend(resolved)
+    if backend == "none" or model.profile.modality == "tensor":
+        return None, None
+    live = resolved.scenario.live
+    config = resolved.scenario.preprocessing
+    floats = int(np.prod(IMAGE_SHAPE))
+    if model.profile.modality == "audio":
+        floats = MEL_BINS * (longest_ns // FRAME_NS + 10)
+    pool = TensorPool.named(f"{workplace.prefix}tensors{model.index}", live.requests_max, floats)
+    share = live.preprocessing.hw_decoder_share
+    if share is None and isinstance(config, DaliSlicePreprocessing | DaliSharedPreprocessing):
+        share = config.hw_decoder_share
+    plan = WorkerPlan(
+        modality=model.profile.modality,
+        backend=backend,
+        workers=worker_count(resolved),
+        pool=pool.path,
+        slot_floats=floats,
+        hw_decoder_share=0.65 if share is None else share,
+    )
+    return pool, Workers(plan)
+
+
+def place_slice(
+    resolved: ResolvedScenario,
+    workplace: Workplace,
+    install: TritonInstall,
+    model: ResolvedModel,
+    servers: Sequence[ServerModel],
+    index: int,
+    longest_ns: int,
+    pool: TensorPool | None,
+    *,
+    native: bool,
+) -> AnySlice:
+    """The slice and the server that will execute on it."""
+    unit = resolved.slices[index]
+    kind = resolved.scenario.live.slices
+    if isinstance(kind, EmulatedSlices) and kind.null:
+        return NullSlice(index, f"{index} ({unit.name})")
+    batch_max = min(max(server.plan.batch_max for server in servers), model.profile.batch_max(unit.profile))
+    name = f"slice{index}"
+    batcher = model.config.batcher if native and isinstance(model.config.batcher, TritonBatcher) else None
+    instances = batcher.instances_per_slice if batcher is not None else 1
+    slice_model, environment = _slice_model(resolved, model, index, batch_max, longest_ns, pool)
+    if isinstance(slice_model, EmulatedModel):
+        slice_model = replace(slice_model, instances=instances)
+    repository = write_repository(
+        workplace.folder / name, model.config.name, slice_model, batch_max=batch_max, instances=instances,
+        batcher=batcher,
+    )  # fmt: skip
+    options = () if batcher is None or batcher.rate_limiter.mode == "off" else ("--rate-limit=execution_count",)
+    triton = TritonServer(
+        workplace, install, name, repository, [model.config.name], environment=environment, options=options,
+        keeps_ports=native,
+    )  # fmt: skip
+    return SliceServer(index, f"{index} ({unit.name})", triton, resolved.scenario.live.ready_timeout_s)
+
+
+def _slice_model(
+    resolved: ResolvedScenario,
+    model: ResolvedModel,
+    index: int,
+    batch_max: int,
+    longest_ns: int,
+    pool: TensorPool | None,
+) -> tuple[SliceModel, Mapping[str, str]]:
+    kind = resolved.scenario.live.slices
+    if isinstance(kind, EmulatedSlices):
+        table = slice_table(resolved, model, index, batch_max, longest_ns)
+        return EmulatedModel(table, model.profile.modality == "audio", index), {}
+    if not isinstance(kind, CpuSlices):
+        raise UnsupportedError(f"scenario.live.slices.kind: {kind.kind}: needs an NVIDIA GPU and its driver")
+    onnx = Path(kind.onnx) if Path(kind.onnx).is_absolute() else resolved.folder / kind.onnx
+    if not onnx.exists():
+        raise MissingFileError(f"scenario.live.slices.onnx: {onnx}: no such file")
+    shape = IMAGE_SHAPE if model.profile.modality != "audio" else (MEL_BINS, longest_ns // FRAME_NS)
+    cores: tuple[int, ...] = ()
+    if kind.pin:
+        have = sorted(os.sched_getaffinity(0))
+        cores = tuple(have[(index * kind.threads + place) % len(have)] for place in range(kind.threads))
+    return OnnxModel(
+        onnx=onnx.resolve(),
+        shape=shape,
+        threads=kind.threads,
+        cores=cores,
+        providers=("CPUExecutionProvider",),
+        pool=pool.path if pool is not None else None,
+        slot_floats=pool.slot_floats if pool is not None else 0,
+        slice_index=index,
+    ), {}
+
+
+def is_native(resolved: ResolvedScenario) -> bool:
+    """Whether every slice's Triton server batches for itself, behind Envoy: NVIDIA's flower demo.
+
+    So it is where a balancer stands in front of one server per slice, nothing is preprocessed here and Triton has the
+    policy. Everything else is the front end's.
+    """
+    scenario = resolved.scenario
+    return (
+        scenario.server.topology == "per_slice"
+        and len(resolved.models) == 1
+        and isinstance(resolved.models[0].config.batcher, TritonBatcher | NoBatching)
+        and preprocessing_backend(resolved) == "none"
+    )
+
+
+def preprocessing_backend(resolved: ResolvedScenario) -> str:
+    """Which back end preprocesses: the one ``live.preprocessing`` names, or what ``preprocessing.kind`` comes to.
+
+    Raises
+    ------
+    UnsupportedError
+        The scenario's preprocessor is not a part this machine can have.
+    """
+    named = resolved.scenario.live.preprocessing.backend
+    if named != "auto":
+        return named
+    config = resolved.scenario.preprocessing
+    if isinstance(config, NoPreprocessing):
+        return "none"
+    if isinstance(config, CpuPreprocessing):
+        return "cpu"
+    if isinstance(config, DaliSlicePreprocessing | DaliSharedPreprocessing):
+        return "dali_gpu"
+    raise UnsupportedError(
+        f"scenario.preprocessing.kind: {config.kind}: a live server has no such card; say what stands in for it, for "
+        "example --set live.preprocessing.backend=cpu"
+    )
+
+
+def worker_count(resolved: ResolvedScenario) -> int:
+    """How many processes preprocess."""
+    live = resolved.scenario.live.preprocessing
+    if live.workers is not None:
+        return live.workers
+    here = len(os.sched_getaffinity(0))
+    config = resolved.scenario.preprocessing
+    return min(config.cores, here) if isinstance(config, CpuPreprocessing) else here
+
+
+def longest_audio_ns(resolved: ResolvedScenario) -> list[int]:
+    """Per model, the longest audio input of the scenario's own traffic; 0 for other modalities."""
+    if all(model.profile.modality != "audio" for model in resolved.models):
+        return [0] * len(resolved.models)
+    trace = draw_scenario_trace(resolved)
+    return [int(trace.audio_ns[trace.model_index == model.index].max(initial=0)) for model in resolved.models]
+
+
+def slice_table(
+    resolved: ResolvedScenario, model: ResolvedModel, index: int, batch_max: int, longest_ns: int
+) -> list[list[int]]:
+    """Execution times of one slice, by length (0.1 s steps) and batch."""
+    edges = None
+    if model.profile.modality == "audio":
+        steps = -(-longest_ns // LENGTH_GRID_NS)
+        edges = [min(max(step, 1) * LENGTH_GRID_NS, longest_ns) for step in range(steps + 1)]
+    table = model.profile.table_ns([resolved.slices[index].profile], edges, batch_max, absent_ns=0)[0]
+    return [[int(value) for value in row] for row in table]
+
+
+def slowest_table(
+    resolved: ResolvedScenario, model: ResolvedModel, servers: Sequence[ServerModel], longest_ns: int
+) -> list[list[int]]:
+    """The largest of the slices' times, entry by entry."""
+    batch_max = max(server.plan.batch_max for server in servers)
+    tables = [slice_table(resolved, model, index, batch_max, longest_ns) for index in model.slice_indices]
+    return [[max(values) for values in zip(*rows, strict=True)] for rows in zip(*tables, strict=True)]
