@@ -11,11 +11,11 @@ import numpy as np
 
 from preba.batchers import NoBatching
 from preba.batching.triton_config import TritonBatcher
-from preba.errors import MissingFileError, UnsupportedError
+from preba.errors import MissingFileError, ScenarioError, UnsupportedError
 from preba.preprocessing import CpuPreprocessing, DaliSharedPreprocessing, DaliSlicePreprocessing, NoPreprocessing
 from preba.scenario.draw import draw_scenario_trace
-from preba.scenario.live import CpuSlices, EmulatedSlices
-from preba.scenario.resolve import ResolvedModel, ResolvedScenario
+from preba.scenario.live import CpuSlices, EmulatedSlices, GpuSlices, MigSlices
+from preba.scenario.resolve import WHOLE, ResolvedModel, ResolvedScenario
 from preba.serving import ServerModel
 from runtime.preprocess import WorkerPlan, Workers
 from runtime.processes import Workplace
@@ -105,26 +105,43 @@ def _slice_model(
     if isinstance(kind, EmulatedSlices):
         table = slice_table(resolved, model, index, batch_max, longest_ns)
         return EmulatedModel(table, model.profile.modality == "audio", index), {}
-    if not isinstance(kind, CpuSlices):
-        raise UnsupportedError(f"scenario.live.slices.kind: {kind.kind}: needs an NVIDIA GPU and its driver")
     onnx = Path(kind.onnx) if Path(kind.onnx).is_absolute() else resolved.folder / kind.onnx
     if not onnx.exists():
         raise MissingFileError(f"scenario.live.slices.onnx: {onnx}: no such file")
-    shape = IMAGE_SHAPE if model.profile.modality != "audio" else (MEL_BINS, longest_ns // FRAME_NS)
-    cores: tuple[int, ...] = ()
-    if kind.pin:
-        have = sorted(os.sched_getaffinity(0))
-        cores = tuple(have[(index * kind.threads + place) % len(have)] for place in range(kind.threads))
-    return OnnxModel(
+    computes = OnnxModel(
         onnx=onnx.resolve(),
-        shape=shape,
-        threads=kind.threads,
-        cores=cores,
-        providers=("CPUExecutionProvider",),
+        shape=IMAGE_SHAPE if model.profile.modality != "audio" else (MEL_BINS, longest_ns // FRAME_NS),
+        threads=1,
+        cores=(),
+        providers=("CUDAExecutionProvider",),
         pool=pool.path if pool is not None else None,
         slot_floats=pool.slot_floats if pool is not None else 0,
         slice_index=index,
-    ), {}
+    )
+    unit = resolved.slices[index]
+    if isinstance(kind, CpuSlices):
+        cores: tuple[int, ...] = ()
+        if kind.pin:
+            have = sorted(os.sched_getaffinity(0))
+            cores = tuple(have[(index * kind.threads + place) % len(have)] for place in range(kind.threads))
+        return replace(computes, threads=kind.threads, cores=cores, providers=("CPUExecutionProvider",)), {}
+    if isinstance(kind, MigSlices):
+        if index >= len(kind.uuids):
+            raise ScenarioError(
+                f"scenario.live.slices.uuids: names {len(kind.uuids)} MIG devices, slice {index} ({unit.name}) needs "
+                "one too; `preba mig show` lists them"
+            )
+        return computes, {"CUDA_VISIBLE_DEVICES": kind.uuids[index]}
+    environment = {"CUDA_VISIBLE_DEVICES": str(kind.device + unit.gpu_index)}
+    if isinstance(kind, GpuSlices):
+        if unit.profile != WHOLE:
+            raise ScenarioError(
+                f"scenario.live.slices.kind: gpu: serves whole GPUs (partition: full); slice {index} is {unit.name}"
+            )
+        return computes, environment
+    parts = resolved.gpu_devices[unit.gpu_index].compute_slices
+    before = sum(one.gpcs for one in resolved.slices[:index] if one.gpu_index == unit.gpu_index)
+    return replace(computes, share=(parts, before, unit.gpcs)), environment
 
 
 def is_native(resolved: ResolvedScenario) -> bool:

@@ -75,6 +75,8 @@ class OnnxModel:
     slot_floats : int
         Elements of one row of the pool.
     slice_index : int
+    share : tuple of int, optional
+        (parts, first, count): which of how many equal parts of the GPU's multiprocessors.
     """
 
     onnx: Path
@@ -85,6 +87,7 @@ class OnnxModel:
     pool: Path | None
     slot_floats: int
     slice_index: int
+    share: tuple[int, int, int] | None = None
 
     def write(self, folder: Path) -> None:
         """Writes model.py and its facts."""
@@ -98,7 +101,10 @@ class OnnxModel:
             "pool": str(self.pool) if self.pool is not None else "",
             "slot_floats": self.slot_floats,
             "slice_index": self.slice_index,
+            "share": None if self.share is None else dict(zip(("parts", "first", "count"), self.share, strict=True)),
         }
+        if self.share is not None:
+            shutil.copy2(MODELS / "green.py", folder / "green.py")
         (folder / "slice.json").write_text(json.dumps(facts), encoding="utf-8")
 
     def tensors(self, config: Any) -> None:  # noqa: ANN401 - a protobuf message without types
