@@ -59,6 +59,14 @@ class Running:
                         found[Path(repository.partition("=")[2]).parent.name] = int(entry.name)
         return found
 
+    def triton_ports(self) -> list[int]:
+        """GRPC ports of the slices' own servers."""
+        ports = []
+        for pid in self.slice_processes().values():
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+            ports += [int(word.partition("=")[2]) for word in words if word.startswith("--grpc-port=")]
+        return ports
+
     def leftovers(self) -> list[str]:
         """Shared memory of this server that still exists."""
         return [path.name for path in SHARED_MEMORY.glob(f"{self.prefix}*")]
