@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -55,9 +55,10 @@ class Ticket:
     """One request inside the server. Times are 0 until they happen."""
 
     model: ServedModel
-    answer: asyncio.Future[None]
-    received_ns: int
-    slot: int
+    done: Callable[[], object]
+    """Called once, when there is an answer or an error; from the server's loop, so it must not wait."""
+    content: bytes | None = None
+    """An encoded image or a WAV file, where the model's inputs are preprocessed here."""
     rows: Rows | None = None
     """What its client sent for an emulated slice; without it the rows say length and factor."""
     audio_ns: int = 0
@@ -65,6 +66,8 @@ class Ticket:
     units: int = 1
     priority: int = 0
     timeout_ns: int = 0
+    received_ns: int = 0
+    slot: int = NONE
     preprocess_start_ns: int = 0
     preprocess_end_ns: int = 0
     preprocess_wait_ns: int = 0
@@ -80,6 +83,10 @@ class Ticket:
     batch_size: int = 0
     batch_units: int = 0
     attempts: int = 0
+    working: asyncio.Task[None] | None = None
+    """Its preprocessing, while that is under way."""
+    is_done: bool = False
+    error: RequestError | None = None
     abandoned: bool = False
     """Its client does not wait any more."""
     output: bytes = b""
@@ -245,109 +252,90 @@ class FrontEnd:
 
     # -- one request -------------------------------------------------------------------------------------------------
 
-    async def infer(
-        self,
-        model: ServedModel,
-        content: bytes | None,
-        *,
-        rows: Rows | None = None,
-        audio_ns: int = 0,
-        factor: float = 1.0,
-        priority: int = 0,
-        timeout_ns: int = 0,
-    ) -> Ticket:
-        """Serves one request.
+    def submit(self, ticket: Ticket) -> None:
+        """Takes a request in; ``ticket.done`` is called when it has its answer or error, which may be at once.
 
         Parameters
         ----------
-        model : ServedModel
-        content : bytes or None
-            An encoded image or a WAV file, where the model's inputs are preprocessed here.
-        rows : float32[units, 4], optional
-            What goes to an emulated slice as it is; one row is one batch unit.
-        audio_ns : int
-            Length of an audio input; 0 if it is to be found out.
-        factor : float
-            On the time an emulated slice takes.
-        priority, timeout_ns : int
-            For Triton's batcher.
-
-        Raises
-        ------
-        RequestError
-            It was refused or failed.
+        ticket : Ticket
+            Its facts filled in.
         """
-        received_ns = time.monotonic_ns()
-        if self.draining:
-            model.counters.failed("REJECTED")
-            raise RequestError("UNAVAILABLE", "the server is shutting down")
-        if not self._free_slots:
-            model.counters.failed("REJECTED")
-            raise RequestError("RESOURCE_EXHAUSTED", f"the server is full: {self.requests_max} requests are inside")
-        slot = self._free_slots.pop()
-        ticket = Ticket(
-            model,
-            asyncio.get_running_loop().create_future(),
-            received_ns,
-            slot,
-            rows=rows,
-            audio_ns=audio_ns,
-            factor=factor,
-            units=1 if rows is None else len(rows),
-            priority=priority,
-            timeout_ns=timeout_ns,
-        )
-        self.tickets[slot] = ticket
-        model.counters.pending += 1
-        inside = False
-        try:
-            if model.workers is not None:
-                await self._preprocess(ticket, model.workers, content or b"")
-            ticket.enqueued_ns = time.monotonic_ns()
-            inside = True
-            self._offer(ticket)
-            await ticket.answer
-        except RequestError as error:
-            model.counters.failed("REJECTED" if error.code == "RESOURCE_EXHAUSTED" else "OTHER")
-            raise
-        except asyncio.CancelledError:
-            model.counters.failed("CANCELED")
-            ticket.abandoned = True
-            raise
-        finally:
-            model.counters.pending -= 1
-            if not inside:
-                self._give_back(ticket)
-        model.counters.served(ticket)
-        return ticket
+        ticket.model.counters.pending += 1
+        if ticket.abandoned:
+            self._finish(ticket)
+        elif self.draining:
+            self._finish(ticket, RequestError("UNAVAILABLE", "the server is shutting down"))
+        elif not self._free_slots:
+            full = f"the server is full: {self.requests_max} requests are inside"
+            self._finish(ticket, RequestError("RESOURCE_EXHAUSTED", full))
+        else:
+            ticket.slot = self._free_slots.pop()
+            self.tickets[ticket.slot] = ticket
+            if ticket.model.workers is None:
+                ticket.enqueued_ns = time.monotonic_ns()
+                self._offer(ticket)
+            else:
+                ticket.working = self._keep(self._preprocess(ticket, ticket.model.workers))
 
-    async def _preprocess(self, ticket: Ticket, workers: Workers, content: bytes) -> None:
+    def abandon(self, ticket: Ticket) -> None:
+        """A client does not wait any more: its request is not executed if that has not begun."""
+        if ticket.is_done:
+            return
+        ticket.abandoned = True
+        if ticket.working is not None:
+            ticket.working.cancel()
+        self._answer(ticket)  # its slot stays taken until the batcher hands it out
+
+    async def _preprocess(self, ticket: Ticket, workers: Workers) -> None:
         try:
-            done = await workers.preprocess(content, ticket.slot)
+            done = await workers.preprocess(ticket.content or b"", ticket.slot)
+        except asyncio.CancelledError:
+            self._finish(ticket)
+            return
         except InputError as error:
-            raise RequestError("INVALID_ARGUMENT", str(error)) from error
+            self._finish(ticket, RequestError("INVALID_ARGUMENT", str(error)))
+            return
         except ServerError as error:
-            raise RequestError("INTERNAL", str(error)) from error
+            self._finish(ticket, RequestError("INTERNAL", str(error)))
+            return
+        ticket.working = None
         ticket.preprocess_start_ns, ticket.preprocess_end_ns = done.start_ns, done.end_ns
         ticket.preprocess_wait_ns = done.start_ns - ticket.received_ns
         if ticket.model.modality == "audio" and ticket.audio_ns == 0:
             ticket.audio_ns = done.shape[-1] * 10_000_000  # a frame every 10 ms
+        ticket.enqueued_ns = time.monotonic_ns()
+        self._offer(ticket)
 
-    def _give_back(self, ticket: Ticket) -> None:
-        """The request is not inside any more: its slot may be used again."""
-        if self.tickets.pop(ticket.slot, None) is not None:
-            self._free_slots.append(ticket.slot)
+    def _keep(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Starts a task and holds on to it until it is done."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     def _finish(self, ticket: Ticket, error: RequestError | None = None) -> None:
-        """A request leaves the batchers with its answer or an error."""
+        """A request leaves the server: with its answer, with an error, or because nobody waits for it."""
         self._left_server(ticket)
-        self._give_back(ticket)
-        if not ticket.answer.done():
-            if error is None:
-                ticket.answer.set_result(None)
-            else:
-                ticket.answer.set_exception(error)
-                ticket.answer.exception()  # nobody may be waiting any more
+        if ticket.slot != NONE and self.tickets.pop(ticket.slot, None) is not None:
+            self._free_slots.append(ticket.slot)
+        self._answer(ticket, error)
+
+    def _answer(self, ticket: Ticket, error: RequestError | None = None) -> None:
+        """Whoever waits for a request need not any more."""
+        if ticket.is_done:
+            return
+        ticket.is_done = True
+        ticket.error = error
+        ticket.content = None
+        counters = ticket.model.counters
+        counters.pending -= 1
+        if ticket.abandoned:
+            counters.failed("CANCELED")
+        elif error is None:
+            counters.served(ticket)
+        else:
+            counters.failed("REJECTED" if error.code == "RESOURCE_EXHAUSTED" else "OTHER")
+        ticket.done()
 
     def _left_server(self, ticket: Ticket) -> None:
         if ticket.inside != NONE:
@@ -428,9 +416,7 @@ class FrontEnd:
             ticket.dispatched_ns = dispatch.formed_ns
             ticket.batch_id, ticket.batch_size, ticket.batch_units = batch_id, len(wanted), units
             ticket.attempts += 1
-        task = asyncio.create_task(self._execute(number, dispatch.consumer, wanted))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._keep(self._execute(number, dispatch.consumer, wanted))
         return True
 
     # -- execution ---------------------------------------------------------------------------------------------------

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import hmac
 import struct
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from _thread import allocate_lock
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import grpc
 import numpy as np
-from grpc import aio
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 from preba import __version__
@@ -47,26 +50,26 @@ class Access:
             return True
         wanted = f"Bearer {self.token}".encode()
         given = dict(metadata).get("authorization", "")
-        return _equal(given.encode() if isinstance(given, str) else given, wanted)
-
-
-def _equal(one: bytes, other: bytes) -> bool:
-    import hmac
-
-    return hmac.compare_digest(one, other)
+        return hmac.compare_digest(given.encode() if isinstance(given, str) else given, wanted)
 
 
 class KServe(grpc.GenericRpcHandler):
     """Answers the calls of the service.
 
+    The calls come in threads of gRPC's (its asyncio server takes three times the time a call); each waits here while
+    the front end's loop has its request.
+
     Parameters
     ----------
     front_end : FrontEnd
+    loop : asyncio.AbstractEventLoop
+        The front end's.
     access : Access
     """
 
-    def __init__(self, front_end: FrontEnd, access: Access) -> None:
+    def __init__(self, front_end: FrontEnd, loop: asyncio.AbstractEventLoop, access: Access) -> None:
         self._front_end = front_end
+        self._loop = loop
         self._access = access
         self._handlers = {
             f"/{SERVICE}/{name}": grpc.unary_unary_rpc_method_handler(
@@ -92,51 +95,51 @@ class KServe(grpc.GenericRpcHandler):
         return self._handlers.get(details.method)
 
     def _guarded(
-        self, action: Callable[[Any, aio.ServicerContext[Any, Any]], Awaitable[Any]]
-    ) -> Callable[[Any, aio.ServicerContext[Any, Any]], Awaitable[Any]]:
+        self, action: Callable[[Any, grpc.ServicerContext], Any]
+    ) -> Callable[[Any, grpc.ServicerContext], Any]:
         if self._access.token is None:
             return action
 
-        async def guarded(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:  # noqa: ANN401 - messages
+        def guarded(request: Any, context: grpc.ServicerContext) -> Any:  # noqa: ANN401 - messages
             if not self._access.allows(tuple(context.invocation_metadata() or ())):
-                await context.abort(grpc.StatusCode.UNAUTHENTICATED, "a bearer token is needed")
-            return await action(request, context)
+                context.abort(grpc.StatusCode.UNAUTHENTICATED, "a bearer token is needed")
+            return action(request, context)
 
         return guarded
 
-    async def _known(self, name: str, context: Any) -> ServedModel:  # noqa: ANN401 - grpc's
+    def _known(self, name: str, context: Any) -> ServedModel:  # noqa: ANN401 - grpc's
         model = self._front_end.models.get(name)
         if model is None:
             known = ", ".join(self._front_end.models)
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown model {name!r}; known: {known}")
+            context.abort(grpc.StatusCode.NOT_FOUND, f"unknown model {name!r}; known: {known}")
             raise AssertionError  # abort raises
         return model
 
     # -- what is there -----------------------------------------------------------------------------------------------
 
-    async def _server_live(self, _: Any, __: Any) -> Any:  # noqa: ANN401 - messages
+    def _server_live(self, _: Any, __: Any) -> Any:  # noqa: ANN401 - messages
         return service_pb2.ServerLiveResponse(live=True)
 
-    async def _server_ready(self, _: Any, __: Any) -> Any:  # noqa: ANN401 - messages
+    def _server_ready(self, _: Any, __: Any) -> Any:  # noqa: ANN401 - messages
         return service_pb2.ServerReadyResponse(ready=self._front_end.ready)
 
-    async def _model_ready(self, request: Any, context: Any) -> Any:  # noqa: ANN401 - messages
-        await self._known(request.name, context)
+    def _model_ready(self, request: Any, context: Any) -> Any:  # noqa: ANN401 - messages
+        self._known(request.name, context)
         return service_pb2.ModelReadyResponse(ready=self._front_end.model_ready(request.name))
 
-    async def _server_metadata(self, _: Any, __: Any) -> Any:  # noqa: ANN401 - messages
+    def _server_metadata(self, _: Any, __: Any) -> Any:  # noqa: ANN401 - messages
         return service_pb2.ServerMetadataResponse(name="preba", version=__version__, extensions=EXTENSIONS)
 
-    async def _model_metadata(self, request: Any, context: Any) -> Any:  # noqa: ANN401 - messages
-        model = await self._known(request.name, context)
+    def _model_metadata(self, request: Any, context: Any) -> Any:  # noqa: ANN401 - messages
+        model = self._known(request.name, context)
         answer = service_pb2.ModelMetadataResponse(name=model.name, versions=[VERSION], platform="preba")
         datatype, shape = ("BYTES", [1]) if model.workers is not None else ("FP32", [-1, TENSOR_FLOATS])
         answer.inputs.add(name="INPUT", datatype=datatype, shape=shape)
         answer.outputs.add(name="OUTPUT", datatype="FP32", shape=[-1, -1])
         return answer
 
-    async def _model_config(self, request: Any, context: Any) -> Any:  # noqa: ANN401 - messages
-        model = await self._known(request.name, context)
+    def _model_config(self, request: Any, context: Any) -> Any:  # noqa: ANN401 - messages
+        model = self._known(request.name, context)
         config = model_config_pb2.ModelConfig(name=model.name, platform="preba")
         if model.workers is not None:
             config.input.add(name="INPUT", data_type=model_config_pb2.TYPE_STRING, dims=[1])
@@ -146,18 +149,18 @@ class KServe(grpc.GenericRpcHandler):
         config.output.add(name="OUTPUT", data_type=model_config_pb2.TYPE_FP32, dims=[-1])
         return service_pb2.ModelConfigResponse(config=config)
 
-    async def _repository_index(self, _: Any, __: Any) -> Any:  # noqa: ANN401 - messages
+    def _repository_index(self, _: Any, __: Any) -> Any:  # noqa: ANN401 - messages
         answer = service_pb2.RepositoryIndexResponse()
         for name in self._front_end.models:
             state = "READY" if self._front_end.model_ready(name) else "UNAVAILABLE"
             answer.models.add(name=name, version=VERSION, state=state)
         return answer
 
-    async def _model_statistics(self, request: Any, context: Any) -> Any:  # noqa: ANN401 - messages
+    def _model_statistics(self, request: Any, context: Any) -> Any:  # noqa: ANN401 - messages
         names = [request.name] if request.name else list(self._front_end.models)
         answer = service_pb2.ModelStatisticsResponse()
         for name in names:
-            model = await self._known(name, context)
+            model = self._known(name, context)
             counters = model.counters
             entry = answer.model_stats.add(
                 name=name, version=VERSION, inference_count=counters.inferences, execution_count=counters.executions
@@ -180,12 +183,12 @@ class KServe(grpc.GenericRpcHandler):
 
     # -- inference ---------------------------------------------------------------------------------------------------
 
-    async def _infer(self, request: Any, context: Any) -> Any:  # noqa: ANN401 - messages
-        model = await self._known(request.model_name, context)
+    def _infer(self, request: Any, context: Any) -> Any:  # noqa: ANN401 - messages
+        model = self._known(request.model_name, context)
         try:
-            ticket = await self._served(model, request)
+            ticket = self._served(model, request, context)
         except RequestError as error:
-            await context.abort(grpc.StatusCode[error.code], str(error))
+            context.abort(grpc.StatusCode[error.code], str(error))
         response = service_pb2.ModelInferResponse(model_name=model.name, model_version=VERSION, id=request.id)
         output = response.outputs.add(name="OUTPUT", datatype="FP32")
         output.shape[:] = ticket.output_shape
@@ -195,10 +198,11 @@ class KServe(grpc.GenericRpcHandler):
             value = getattr(ticket, name)
             if value > 0 or not name.endswith("_ns"):
                 parameters[name].int64_param = value
-        parameters["sent_ns"].int64_param = _now_ns()
+        parameters["sent_ns"].int64_param = time.monotonic_ns()
         return response
 
-    async def _served(self, model: ServedModel, request: Any) -> Ticket:  # noqa: ANN401 - a message
+    def _served(self, model: ServedModel, request: Any, context: grpc.ServicerContext) -> Ticket:  # noqa: ANN401 - a message
+        received_ns = time.monotonic_ns()
         given = request.parameters
         audio_ns = given["audio_ns"].int64_param if "audio_ns" in given else 0
         factor, rows, content = 1.0, None, None
@@ -216,21 +220,28 @@ class KServe(grpc.GenericRpcHandler):
                 _refuse(f"a batch of {len(rows)} does not fit model {model.name!r}, which takes up to {limit}")
         else:
             _one_file(request)  # nothing is preprocessed: only its length counts, which comes as a parameter
-        return await self._front_end.infer(
+        gate = allocate_lock()
+        gate.acquire()
+        ticket = Ticket(
             model,
-            content,
+            gate.release,
+            content=content,
             rows=rows,
             audio_ns=audio_ns,
             factor=factor,
+            units=1 if rows is None else len(rows),
             priority=given["priority"].int64_param or given["priority"].uint64_param if "priority" in given else 0,
             timeout_ns=given["timeout"].int64_param * 1000 if "timeout" in given else 0,
+            received_ns=received_ns,
         )
-
-
-def _now_ns() -> int:
-    import time
-
-    return time.monotonic_ns()
+        submitted = self._loop.call_soon_threadsafe
+        submitted(self._front_end.submit, ticket)
+        if not context.add_callback(lambda: submitted(self._front_end.abandon, ticket)):
+            submitted(self._front_end.abandon, ticket)  # its client is gone already
+        gate.acquire()  # an abandoned request opens it, too
+        if ticket.error is not None:
+            raise ticket.error
+        return ticket
 
 
 def _refuse(message: str) -> NoReturn:

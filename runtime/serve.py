@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +13,6 @@ from typing import Any
 
 import grpc
 import numpy as np
-from grpc import aio
 
 from preba.errors import MissingFileError, ServerError, UnsupportedError
 from preba.scenario.live import EmulatedSlices
@@ -28,6 +29,11 @@ from runtime.slices import AnySlice, NullSlice
 from runtime.triton.install import find_triton
 
 MEBI = 1 << 20
+SPARE_CALLS = 32
+"""Calls beyond the requests inside that are answered, if only with a refusal."""
+STOP_S = 0.5
+SWITCH_S = 0.0005
+"""How long a call's thread may keep the loop waiting."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,7 @@ class LiveServer:
         await self._stack.aclose()
 
     async def _start(self) -> None:
+        sys.setswitchinterval(SWITCH_S)
         credentials = self.listen.credentials()
         install = find_triton()
         live = self.resolved.scenario.live
@@ -198,14 +205,17 @@ class LiveServer:
 
     async def _listen(self, front_end: FrontEnd, credentials: grpc.ServerCredentials | None) -> None:
         listen, live = self.listen, self.resolved.scenario.live
-        server = aio.server(
+        server = grpc.server(
+            # One thread per call: it waits there for its answer. Beyond them calls are refused at once.
+            ThreadPoolExecutor(live.requests_max + SPARE_CALLS, "call"),
             options=(
                 ("grpc.max_receive_message_length", int(live.payload_max_mib * MEBI)),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
-            )
+            ),
+            maximum_concurrent_rpcs=live.requests_max + SPARE_CALLS,
         )
-        server.add_generic_rpc_handlers((KServe(front_end, listen.access),))
+        server.add_generic_rpc_handlers((KServe(front_end, asyncio.get_running_loop(), listen.access),))
         address = f"{listen.host}:{listen.grpc_port}"
         try:
             if credentials is None:
@@ -214,8 +224,8 @@ class LiveServer:
                 self.grpc_port = server.add_secure_port(address, credentials)
         except RuntimeError as error:
             raise ServerError(f"{address}: cannot listen there; --grpc-port chooses another") from error
-        await server.start()
-        self._stack.push_async_callback(server.stop, 0.5)
+        server.start()
+        self._stack.push_async_callback(_stopped, server)
         try:
             http = await HttpApi(front_end, listen.access).serve(listen.host, listen.http_port)
         except OSError as error:
@@ -231,6 +241,11 @@ class LiveServer:
         if self.front_end is None:
             return 0  # Triton finishes what is inside before it ends
         return await self.front_end.drain(self.resolved.scenario.live.drain_timeout_s)
+
+
+async def _stopped(server: grpc.Server) -> None:
+    """Stops a server without holding up the loop that its calls wait for."""
+    await asyncio.to_thread(server.stop(STOP_S).wait)
 
 
 async def _all(starting: Sequence[Any]) -> None:
