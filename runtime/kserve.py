@@ -205,7 +205,8 @@ class KServe(grpc.GenericRpcHandler):
         received_ns = time.monotonic_ns()
         given = request.parameters
         audio_ns = given["audio_ns"].int64_param if "audio_ns" in given else 0
-        factor, rows, content = 1.0, None, None
+        factor = given["execution_factor"].double_param if "execution_factor" in given else 1.0
+        rows, content = None, None
         if len(request.inputs) != 1 or request.inputs[0].name != "INPUT":
             _refuse(f"model {model.name!r} takes one input named INPUT")
         if model.workers is not None:

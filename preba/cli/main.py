@@ -77,6 +77,12 @@ VERBS: Mapping[str, Verb] = {
         "Serve a scenario on real parts: preprocessing, preba's batchers and one Triton server per slice.",
         extra="live",
     ),
+    "load": Verb(
+        "preba.cli.load",
+        "load",
+        "Play a scenario's traffic against a live server: each request at its time, whatever became of earlier ones.",
+        extra="live",
+    ),
     "profile": Verb(
         "preba.cli.profile",
         "profile_app",

@@ -6,23 +6,36 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from preba import __version__
 from preba.arrivals import ReplayArrivals
 from preba.batchers import PluginBatching
 from preba.errors import OutputError
-from preba.records import write_records, write_spans
+from preba.records import RunResult, write_records, write_spans
 from preba.report.context import ReportContext
 from preba.report.html import render_html
 from preba.scenario.dump import scenario_yaml
 from preba.scenario.resolve import ResolvedScenario
 from preba.scenario.schema import Scenario
 from preba.sizes import EmpiricalSizes
-from preba.trace import write_trace
-from sim.run import Simulation
+from preba.trace import Trace, write_trace
 
 INPUTS = "inputs"
+
+
+class Run(Protocol):
+    """A finished run, simulated or measured."""
+
+    @property
+    def result(self) -> RunResult:
+        """Records and what belongs to them."""
+        ...
+
+    @property
+    def trace(self) -> Trace:
+        """What was played."""
+        ...
 
 
 def check_targets(out: Path | None, trace: Path | None) -> None:
@@ -49,7 +62,7 @@ def check_targets(out: Path | None, trace: Path | None) -> None:
 
 
 def write_run(
-    folder: Path, resolved: ResolvedScenario, simulation: Simulation, context: ReportContext, summary: dict[str, Any]
+    folder: Path, resolved: ResolvedScenario, run: Run, context: ReportContext, summary: dict[str, Any]
 ) -> None:
     """Writes everything about a run to a folder.
 
@@ -61,7 +74,7 @@ def write_run(
     ----------
     folder : Path
         Created if needed; files of an earlier run are replaced.
-    resolved, simulation, context, summary
+    resolved, run, context, summary
         As ``preba.cli.simulate`` has them.
 
     Raises
@@ -72,7 +85,7 @@ def write_run(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-            _fill(Path(temporary), resolved, simulation, context, summary)
+            _fill(Path(temporary), resolved, run, context, summary)
             folder.mkdir(exist_ok=True)
             for item in sorted(Path(temporary).iterdir()):
                 target = folder / item.name
@@ -83,18 +96,16 @@ def write_run(
         raise OutputError(f"--out {folder}: cannot be written: {error.strerror or error}") from error
 
 
-def _fill(
-    folder: Path, resolved: ResolvedScenario, simulation: Simulation, context: ReportContext, summary: dict[str, Any]
-) -> None:
+def _fill(folder: Path, resolved: ResolvedScenario, run: Run, context: ReportContext, summary: dict[str, Any]) -> None:
     scenario = _with_inputs(resolved.scenario, folder)
-    metadata = {"preba": __version__, "scenario": scenario.name, "engine": simulation.result.engine}
-    write_records(folder / "records.parquet", simulation.result.records, metadata)
-    write_spans(folder / "stations.parquet", simulation.result.spans, simulation.result.stations)
-    write_trace(folder / "trace.parquet", simulation.trace)
+    metadata = {"preba": __version__, "scenario": scenario.name, "engine": run.result.engine}
+    write_records(folder / "records.parquet", run.result.records, metadata)
+    write_spans(folder / "stations.parquet", run.result.spans, run.result.stations)
+    write_trace(folder / "trace.parquet", run.trace)
     (folder / "scenario.yaml").write_text(scenario_yaml(scenario), encoding="utf-8")
     text = json.dumps(summary, indent=2, allow_nan=False)
     (folder / "summary.json").write_text(text + "\n", encoding="utf-8")
-    (folder / "report.html").write_text(render_html(simulation.result, context, summary), encoding="utf-8")
+    (folder / "report.html").write_text(render_html(run.result, context, summary), encoding="utf-8")
 
 
 def _with_inputs(scenario: Scenario, folder: Path) -> Scenario:
