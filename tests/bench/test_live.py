@@ -79,7 +79,8 @@ def test_front_end_beside_triton(toy: Any, tmp_path: Path) -> None:
             played = send(port, [tensor_request("toy")] * len(times), times)
             p50, p99 = np.percentile(played.latency_ms, [50, 99])
             print(
-                f"half load ({half:.0f} req/s)  {name:24} p50 {p50:6.2f} ms  p99 {p99:6.2f} ms  errors {dict(played.errors)}"
+                f"half load ({half:.0f} req/s)  {name:24} p50 {p50:6.2f} ms  p99 {p99:6.2f} ms"
+                f"  errors {dict(played.errors)}"
             )
 
 
