@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check lint types contract pytest test-numpy1 bench papers readme clean
+.PHONY: demo test check lint types contract pytest test-numpy1 exhaustive bench papers readme clean
 
 demo: $(STAMP)  ## PREBA's what-if: CPU, DPU and ideal preprocessing on 1g(7x) and 7g(1x)
 	$(BIN)/preba demo --out out/demo
@@ -33,6 +33,9 @@ contract: $(STAMP)
 
 pytest: $(STAMP)
 	$(BIN)/python -m pytest -q --durations=10
+
+exhaustive: $(STAMP)  ## every case of what `make test` samples
+	$(BIN)/python -m pytest -q -m exhaustive
 
 test-numpy1:  ## the tests again under NumPy 1.26, which the live server's wheel insists on
 	$(PYTHON) -m venv .venv-numpy1

@@ -13,6 +13,7 @@
     ├── UnsupportedError    (NotImplementedError)  an engine is asked for what it does not do
     ├── InputError          (ValueError)           a request's own input is broken or beyond a limit
     ├── ServerError         (RuntimeError)         a live server cannot be started, reached or used
+    ├── DriverError         (RuntimeError)         a GPU's driver is missing, refuses or fails
     ├── MissingExtraError   (ImportError)          an optional dependency is not installed
     └── OutputError         (OSError)              results could not be written
 
@@ -25,6 +26,7 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "DriverError",
     "FormatError",
     "InputError",
     "MissingExtraError",
@@ -87,6 +89,10 @@ class InputError(PrebaError, ValueError):
 
 class ServerError(PrebaError, RuntimeError):
     """A live server, or a process it needs, cannot be started, reached or used; the message says what to do."""
+
+
+class DriverError(PrebaError, RuntimeError):
+    """A GPU's driver is missing, refuses what is asked, or fails; the message says what would help."""
 
 
 class MissingExtraError(PrebaError, ImportError):

@@ -17,6 +17,8 @@ from preba.scenario.draw import draw_scenario_trace
 from preba.scenario.live import CpuSlices, EmulatedSlices, GpuSlices, MigSlices
 from preba.scenario.resolve import WHOLE, ResolvedModel, ResolvedScenario
 from preba.serving import ServerModel
+from runtime.mig import mig_device_uuids, read_gpus
+from runtime.nvml import open_nvml
 from runtime.preprocess import WorkerPlan, Workers
 from runtime.processes import Workplace
 from runtime.slices import AnySlice, NullSlice, SliceServer
@@ -126,12 +128,7 @@ def _slice_model(
             cores = tuple(have[(index * kind.threads + place) % len(have)] for place in range(kind.threads))
         return replace(computes, threads=kind.threads, cores=cores, providers=("CPUExecutionProvider",)), {}
     if isinstance(kind, MigSlices):
-        if index >= len(kind.uuids):
-            raise ScenarioError(
-                f"scenario.live.slices.uuids: names {len(kind.uuids)} MIG devices, slice {index} ({unit.name}) needs "
-                "one too; `preba mig show` lists them"
-            )
-        return computes, {"CUDA_VISIBLE_DEVICES": kind.uuids[index]}
+        return computes, {"CUDA_VISIBLE_DEVICES": _mig_uuids(resolved, kind)[index]}
     environment = {"CUDA_VISIBLE_DEVICES": str(kind.device + unit.gpu_index)}
     if isinstance(kind, GpuSlices):
         if unit.profile != WHOLE:
@@ -142,6 +139,21 @@ def _slice_model(
     parts = resolved.gpu_devices[unit.gpu_index].compute_slices
     before = sum(one.gpcs for one in resolved.slices[:index] if one.gpu_index == unit.gpu_index)
     return replace(computes, share=(parts, before, unit.gpcs)), environment
+
+
+def _mig_uuids(resolved: ResolvedScenario, kind: MigSlices) -> tuple[str, ...]:
+    """Per slice its MIG device: the scenario's own list, or what the driver has."""
+    slices = resolved.slices
+    if not kind.uuids:
+        with open_nvml() as nvml:
+            return mig_device_uuids(read_gpus(nvml), [(each.gpu_index, each.profile) for each in slices])
+    if len(kind.uuids) < len(slices):
+        missing = slices[len(kind.uuids)]
+        raise ScenarioError(
+            f"scenario.live.slices.uuids: names {len(kind.uuids)} MIG devices, slice {len(kind.uuids)} "
+            f"({missing.name}) needs one too; `preba mig show` lists them"
+        )
+    return kind.uuids
 
 
 def is_native(resolved: ResolvedScenario) -> bool:

@@ -99,7 +99,9 @@ VERBS: Mapping[str, Verb] = {
         "schema",
         "Print the JSON Schema of scenario files, for editors that complete and check YAML.",
     ),
-    "mig": Verb("preba.cli.mig", "mig_app", "Cut GPUs into MIG slices: catalogue, plans, files. Offline."),
+    "mig": Verb(
+        "preba.cli.mig_live", "mig_app", "Cut GPUs into MIG slices: catalogue and plans, and this machine's own GPUs."
+    ),
 }
 """Every verb, in the order of ``preba --help``."""
 

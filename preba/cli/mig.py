@@ -1,4 +1,4 @@
-"""``preba mig``: what GPUs can be cut into, how to cut one, and what a listing or mig-parted file says. All offline."""
+"""``preba mig list|plan|read``: what GPUs can be cut into, how to cut one, what a file says. No GPU is needed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ mig_app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Cut GPUs into MIG slices: catalogue, plans, files. Offline.",
+    help="Cut GPUs into MIG slices. list, plan and read need no GPU; the others look at this machine's own.",
 )
 
 MIB_PER_GIB = 1024
@@ -47,16 +47,16 @@ def list_devices(
     if device is None:
         devices = [load_device(name) for name in device_names()]
         if as_json:
-            _print_json({"devices": [_device_row(each) for each in devices]})
+            print_json({"devices": [_device_row(each) for each in devices]})
         else:
             _print_devices(devices, console)
         return
     found = load_device(device)
     if as_json:
-        _print_json(_device_json(found))
+        print_json(_device_json(found))
         return
     console.print(f"{found.product} ({found.name}), {found.architecture}", markup=False)
-    _print_profiles(found, console)
+    print_profiles(found, console)
     _print_geometries(found, console, listed=with_geometries)
     _print_doubts(found, console)
 
@@ -81,7 +81,7 @@ def plan(
     if mig_parted is not None:
         write_mig_parted(mig_parted, {label: [wanted.partition]})
     if as_json:
-        _print_json(wanted.as_json())
+        print_json(wanted.as_json())
     else:
         _print_plan(wanted, Console(highlight=False))
     if mig_parted is not None:
@@ -129,11 +129,13 @@ def _partition(device: Device, text: str) -> Partition:
     return found[0]
 
 
-def _print_json(data: dict[str, Any]) -> None:
+def print_json(data: dict[str, Any]) -> None:
+    """Print one JSON object."""
     typer.echo(json.dumps(data, indent=2, allow_nan=False))
 
 
-def _known(value: object) -> str:
+def known(value: object) -> str:
+    """A value, or a question mark where no source tells it."""
     return "?" if value is None else str(value)
 
 
@@ -141,7 +143,8 @@ def _gib(memory_mib: int | None) -> str:
     return "?" if memory_mib is None else f"{memory_mib / MIB_PER_GIB:.2f}"
 
 
-def _table(*columns: str, left: Iterable[str] = ()) -> Table:
+def table_of(*columns: str, left: Iterable[str] = ()) -> Table:
+    """An empty table; the columns named in `left` are aligned there and may wrap."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in columns:
         side = name in left
@@ -164,13 +167,13 @@ def _device_row(device: Device) -> dict[str, Any]:
 
 
 def _print_devices(devices: list[Device], console: Console) -> None:
-    table = _table("device", "g", "SM", "profiles", "places", "doubts", left=("device", "profiles", "places"))
+    table = table_of("device", "g", "SM", "profiles", "places", "doubts", left=("device", "profiles", "places"))
     for device in devices:
         names = " ".join(profile.name for profile in device.plain_profiles())
         table.add_row(
             device.name,
             str(device.compute_slices),
-            _known(device.sms_total),
+            known(device.sms_total),
             names,
             device.placements,
             str(len(device.doubts)),
@@ -200,8 +203,9 @@ def _device_json(device: Device) -> dict[str, Any]:
     return dict(data)
 
 
-def _print_profiles(device: Device, console: Console) -> None:
-    table = _table(
+def print_profiles(device: Device, console: Console) -> None:
+    """Print the profiles of a device with their limits, engines and places."""
+    table = table_of(
         "profile",
         "id",
         "SM",
@@ -219,10 +223,10 @@ def _print_profiles(device: Device, console: Console) -> None:
         places = "?" if profile.starts is None else f"{','.join(map(str, profile.starts))}:{profile.size}"
         table.add_row(
             profile.name,
-            _known(profile.profile_id),
-            _known(profile.sms),
+            known(profile.profile_id),
+            known(profile.sms),
             _gib(profile.memory_mib),
-            *(_known(getattr(profile, field)) for field in ENGINES),
+            *(known(getattr(profile, field)) for field in ENGINES),
             str(profile.instances_max),
             places,
         )
@@ -263,16 +267,16 @@ def _print_doubts(device: Device, console: Console) -> None:
 def _print_plan(wanted: Plan, console: Console) -> None:
     partition = wanted.partition
     console.print(f"{partition.device.product}: {partition.name}", markup=False)
-    table = _table("start", "profile", "id", "g", "SM", "GiB", "CE", "DEC", "JPG", "OFA", "ENC", left=("profile",))
+    table = table_of("start", "profile", "id", "g", "SM", "GiB", "CE", "DEC", "JPG", "OFA", "ENC", left=("profile",))
     for each in partition.slices:
         table.add_row(
             f"{each.start}:{each.size}",
             each.profile,
-            _known(each.profile_id),
+            known(each.profile_id),
             str(each.gpcs),
-            _known(each.sms),
+            known(each.sms),
             _gib(each.memory_mib),
-            *(_known(getattr(each, field)) for field in ENGINES),
+            *(known(getattr(each, field)) for field in ENGINES),
         )
     console.print(table)
 
@@ -321,7 +325,7 @@ def _read_listing(text: str, origin: str, console: Console, *, as_json: bool) ->
         if as_json:
             continue
         console.print(f"GPU {gpu}", markup=False)
-        _print_profiles(listed, console)
+        print_profiles(listed, console)
         if known is None:
             console.print("no device of the catalogue has any of these profiles", markup=False)
             continue
@@ -330,7 +334,7 @@ def _read_listing(text: str, origin: str, console: Console, *, as_json: bool) ->
         for difference in found:
             console.print(f"  {difference}", markup=False)
     if as_json:
-        _print_json(data)
+        print_json(data)
 
 
 def _read_placements(text: str, origin: str, console: Console, *, as_json: bool) -> None:
@@ -343,10 +347,10 @@ def _read_placements(text: str, origin: str, console: Console, *, as_json: bool)
             }
             for gpu, rows in found.items()
         ]
-        _print_json({"kind": "nvidia-smi mig -lgipp", "gpus": gpus})
+        print_json({"kind": "nvidia-smi mig -lgipp", "gpus": gpus})
         return
     for gpu, rows in found.items():
-        table = _table("profile id", "starts", "size", left=("starts",))
+        table = table_of("profile id", "starts", "size", left=("starts",))
         for profile_id, (starts, size) in rows.items():
             table.add_row(str(profile_id), ", ".join(map(str, starts)), str(size))
         console.print(f"GPU {gpu}", markup=False)
@@ -372,9 +376,9 @@ def _read_mig_parted(file: Path, console: Console, *, as_json: bool) -> None:
             }
             for (label, index, entry), names in zip(entries, possible, strict=True)
         ]
-        _print_json({"kind": "mig-parted", "version": found.version, "configs": rows})
+        print_json({"kind": "mig-parted", "version": found.version, "configs": rows})
         return
-    table = _table("label", "GPUs", "slices", "possible on", left=("label", "GPUs", "slices", "possible on"))
+    table = table_of("label", "GPUs", "slices", "possible on", left=("label", "GPUs", "slices", "possible on"))
     for (label, _, entry), names in zip(entries, possible, strict=True):
         gpus = "all" if entry.devices == "all" else ", ".join(map(str, entry.devices))
         slices = ", ".join(f"{count}x{name}" for name, count in entry.counts.items())

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
@@ -21,7 +21,14 @@ from preba.mig.placement import Partition, resolve_partition
 from preba.strict import StrictModel
 from preba.strictfile import Lines, read_yaml, validate
 
-__all__ = ["MigPartedEntry", "MigPartedFile", "mig_parted_text", "read_mig_parted", "write_mig_parted"]
+__all__ = [
+    "MigPartedEntry",
+    "MigPartedFile",
+    "mig_parted_entries",
+    "mig_parted_text",
+    "read_mig_parted",
+    "write_mig_parted",
+]
 
 CURRENT = "current"
 """The label that ``nvidia-mig-parted export`` writes."""
@@ -113,6 +120,17 @@ class MigPartedFile(_Hyphenated):
         """Every label of the file, in its order."""
         return tuple(self.mig_configs)
 
+    def require(self, label: str, *, where: str) -> None:
+        """Make sure that there is a label.
+
+        Raises
+        ------
+        PartitionError
+            There is none; the message suggests the nearest.
+        """
+        if label not in self.mig_configs:
+            raise PartitionError(f"{where}: no label {label!r}{nearest(label, self.labels)}")
+
     def partitions(self, label: str, device: Device, *, where: str) -> tuple[Partition, ...]:
         """Give the partitions one label makes of one kind of GPU.
 
@@ -133,8 +151,7 @@ class MigPartedFile(_Hyphenated):
         PartitionError
             When there is no such label, or the device does not allow what it asks for.
         """
-        if label not in self.mig_configs:
-            raise PartitionError(f"{where}: no label {label!r}{nearest(label, self.labels)}")
+        self.require(label, where=where)
         return tuple(
             resolve_partition(device, entry.counts, where=f"{where}: {label}[{index}].mig-devices")
             for index, entry in enumerate(self.mig_configs[label])
@@ -201,30 +218,36 @@ def mig_parted_text(partitions: Mapping[str, Sequence[Partition]]) -> str:
         YAML that `read_mig_parted` and ``nvidia-mig-parted apply -f`` read. Starts are not part of that form: it
         holds counts only.
     """
-    configs: dict[str, list[dict[str, Any]]] = {}
+    configs: dict[str, list[MigPartedEntry]] = {}
     for label, wanted in partitions.items():
-        configs[label] = []
-        for index, partition in enumerate(wanted):
-            entry: dict[str, Any] = {}
-            if partition.device.device_filters:
-                entry["device-filter"] = list(partition.device.device_filters)
-            entry["devices"] = "all" if len(wanted) == 1 else [index]
-            entry["mig-enabled"] = True
-            entry["mig-devices"] = partition.counts
-            configs[label].append(entry)
+        configs[label] = [
+            MigPartedEntry.model_validate(
+                {
+                    "device-filter": list(partition.device.device_filters) or None,
+                    "devices": "all" if len(wanted) == 1 else [index],
+                    "mig-enabled": True,
+                    "mig-devices": partition.counts,
+                }
+            )
+            for index, partition in enumerate(wanted)
+        ]
+    return mig_parted_entries(configs)
+
+
+def mig_parted_entries(configs: Mapping[str, Sequence[MigPartedEntry]]) -> str:
+    """Write entries under their labels, as NVIDIA's own files are laid out."""
     lines = ["version: v1", "mig-configs:"]
     for label, entries in configs.items():
-        lines.append(
-            f"  {json.dumps(label)}:" if not label.replace("-", "").replace(".", "").isalnum() else f"  {label}:"
-        )
+        plain = label.replace("-", "").replace(".", "").isalnum()
+        lines.append(f"  {label if plain else json.dumps(label)}:")
         for entry in entries:
             marker = "    - "
-            for key, value in entry.items():
-                if key == "mig-devices":
+            for key, value in entry.model_dump(by_alias=True, exclude_none=True).items():
+                if key == "mig-devices" and value:
                     lines.append(f"{marker}{key}:")
                     lines += [f'        "{name}": {count}' for name, count in value.items()]
                 else:
-                    text = value if isinstance(value, str) else json.dumps(value)
+                    text = value if value == "all" else json.dumps(value)
                     lines.append(f"{marker}{key}: {text}")
                 marker = "      "
     return "\n".join(lines) + "\n"

@@ -13,7 +13,7 @@ from preba.errors import PartitionError
 from preba.mig.catalogue import Device, SliceProfile
 from preba.mig.geometry import Placed, additions, conflicts, driver_replay, over_capacity, solve, starts_of
 
-__all__ = ["Partition", "Slice", "resolve_partition"]
+__all__ = ["Partition", "Slice", "partition_items", "resolve_partition"]
 
 ITEM = re.compile(
     r"(?:(?P<count>\d+)[x×*])?"
@@ -143,7 +143,7 @@ def _resolved(device: Device, key: str | tuple[tuple[str, int], ...] | tuple[str
     spec: Any = key
     if not isinstance(key, str) and any(isinstance(part, tuple) for part in key):
         spec = dict(key)  # type: ignore[arg-type]  # pairs, by construction
-    items = _items(device, spec, where=where)
+    items = partition_items(device, spec, where=where)
     fixed = tuple(Placed(profile, start) for profile, start in items if start is not None)
     free = [profile for profile, start in items if start is None]
     broken = conflicts(device, fixed) or over_capacity(device, [profile for profile, _ in items])
@@ -175,10 +175,16 @@ def _text(spec: str | Mapping[str, int] | Sequence[str]) -> str:
     return "[" + ", ".join(spec) + "]"
 
 
-def _items(
+def partition_items(
     device: Device, spec: str | Mapping[str, int] | Sequence[str], *, where: str
 ) -> list[tuple[SliceProfile, int | None]]:
-    """Flatten a spec into one (profile, start or None) per slice."""
+    """Flatten a spec, as `resolve_partition` takes it, into one (profile, start or ``None``) per slice.
+
+    Raises
+    ------
+    PartitionError
+        When it cannot be read; whether it fits is not looked at.
+    """
     items: list[tuple[SliceProfile, int | None]] = []
     if isinstance(spec, Mapping):
         for name, count in spec.items():
