@@ -6,6 +6,7 @@ The two placements share every operator but the decoder's device, so what is tes
 from __future__ import annotations
 
 import ctypes
+import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from accel.audio_cpu import BANDS, HOP, LOG_GUARD, POINTS, PRE_EMPHASIS, RATE_HZ, WINDOW, normalised
+from accel.audio_cpu import BANDS, HOP, LOG_GUARD, POINTS, PRE_EMPHASIS, RATE_HZ, WINDOW, at_16_khz, normalised
 from accel.image_cpu import CROP, MEAN, SHORTER_SIDE, STD
-from accel.inputs import InputLimits, check_jpeg, read_wav
+from accel.inputs import InputLimits, WavFile, check_jpeg, read_wav
 from preba.errors import InputError, ServerError
 
 
@@ -90,13 +91,17 @@ class DaliPreprocessor:
         return found
 
     def _source(self, content: bytes) -> NDArray[Any]:
-        """What goes into the pipeline: an encoded image, or samples at 16 kHz."""
+        """What goes into the pipeline: an encoded image, or a rate and samples."""
         if self.modality == "image":
             check_jpeg(content, self._limits)
             return np.frombuffer(content, dtype=np.uint8)
         recording = read_wav(content, self._limits)
         if len(recording.samples) * RATE_HZ < POINTS * recording.rate_hz:
             raise InputError("the recording is too short: 32 ms are needed")
+        # DALI's resampler removes nothing above the new Nyquist frequency: a 12 kHz tone at 48 kHz comes out at 4 kHz
+        # at full strength (measured with 2.4.0). So it only gets rates it has to raise.
+        if recording.rate_hz > RATE_HZ:
+            recording = WavFile(RATE_HZ, at_16_khz(recording))
         return np.concatenate([np.array([recording.rate_hz], dtype=np.float32), recording.samples])
 
     def _run(self, sources: list[NDArray[Any]]) -> list[NDArray[Any] | InputError]:
@@ -162,9 +167,13 @@ def _pipeline_of(options: DaliOptions) -> Any:  # noqa: ANN401 - DALI's, without
     )
 
 
-def _image_pipeline(options: DaliOptions) -> Any:  # noqa: ANN401 - DALI's, without types
-    from nvidia.dali import fn, types
+def _operators() -> tuple[Any, Any]:
+    """DALI's functions and types: looked up by name, as its stubs lack some and its versions differ."""
+    return importlib.import_module("nvidia.dali.fn"), importlib.import_module("nvidia.dali.types")
 
+
+def _image_pipeline(options: DaliOptions) -> Any:  # noqa: ANN401 - DALI's, without types
+    fn, types = _operators()
     pipeline = _pipeline_of(options)
     with pipeline:
         encoded = fn.external_source(name="input", ndim=1, dtype=types.UINT8)
@@ -176,6 +185,7 @@ def _image_pipeline(options: DaliOptions) -> Any:  # noqa: ANN401 - DALI's, with
             crop=(CROP, CROP),
             mean=[255 * mean for mean in MEAN],
             std=[255 * std for std in STD],
+            rounding="truncate",
             output_layout="CHW",
             dtype=types.FLOAT,
         )
@@ -184,15 +194,13 @@ def _image_pipeline(options: DaliOptions) -> Any:  # noqa: ANN401 - DALI's, with
 
 
 def _audio_pipeline(options: DaliOptions) -> Any:  # noqa: ANN401 - DALI's, without types
-    from nvidia.dali import fn, types
-
+    fn, types = _operators()
     pipeline = _pipeline_of(options)
     with pipeline:
         samples = fn.external_source(name="input", ndim=1, dtype=types.FLOAT)
         rate_hz = fn.external_source(name="rate", ndim=1, dtype=types.FLOAT)
-        samples = fn.experimental.audio_resample(
-            samples, in_rate=fn.squeeze(rate_hz, axes=[0]), out_rate=float(RATE_HZ)
-        )
+        resample = fn.audio_resample if hasattr(fn, "audio_resample") else fn.experimental.audio_resample
+        samples = resample(samples, in_rate=fn.squeeze(rate_hz, axes=[0]), out_rate=float(RATE_HZ), quality=50.0)
         if options.on_gpu:
             samples = samples.gpu()
         samples = fn.preemphasis_filter(samples, preemph_coeff=PRE_EMPHASIS, border="zero")

@@ -1,6 +1,7 @@
-"""Writing a latency profile as a small YAML file that a person can read: one row per slice.
+"""Writing latency and cost profiles as small YAML files that a person can read.
 
-Reading is `preba.profile.load_profile`; what is written here reads back as the same value.
+Reading is `preba.profile.load_profile` and `preba.preprocessing.load_costs`; what is written here reads back as the
+same value.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from typing import Any
 
 import yaml
 
+from preba.preprocessing_costs import CpuCosts, DaliCosts
 from preba.profile import LatencyProfile, profile_from_dict
+from preba.strictfile import validate
 
-__all__ = ["profile_to_yaml", "stale_files"]
+__all__ = ["costs_to_yaml", "profile_to_yaml", "stale_files"]
 
 _WIDTH = 110
 
@@ -68,13 +71,35 @@ def profile_to_yaml(profile: LatencyProfile, *, header: str = "") -> str:
     str
         Text that `preba.profile.load_profile` reads back as an equal profile (up to the rounding).
     """
-    data = profile.model_dump(mode="json", exclude_defaults=True)
-    tree = _Block({key: _arranged(_numbers(value), depth=1) for key, value in data.items()})
-    comment = "".join(f"# {line}\n" if line else "#\n" for line in header.splitlines())
-    text = comment + yaml.dump(tree, Dumper=_Dumper, sort_keys=False, width=_WIDTH, allow_unicode=True)
+    text = _text_of(profile.model_dump(mode="json", exclude_defaults=True), header)
     # Reading back is cheap and turns a writer's mistake into an error here, not at the next load.
     profile_from_dict(yaml.safe_load(text), origin="text just written")
     return text
+
+
+def costs_to_yaml(costs: CpuCosts | DaliCosts, *, header: str = "") -> str:
+    """Write preprocessing costs as YAML text.
+
+    Parameters
+    ----------
+    costs : CpuCosts or DaliCosts
+    header : str
+        Comment lines for the top, without ``#``.
+
+    Returns
+    -------
+    str
+        Text that `preba.preprocessing.load_costs` reads back (figures to eight digits).
+    """
+    text = _text_of(costs.model_dump(mode="json", exclude_none=True), header)
+    validate(type(costs), yaml.safe_load(text), origin="text just written")
+    return text
+
+
+def _text_of(data: Mapping[str, Any], header: str) -> str:
+    tree = _Block({key: _arranged(_numbers(value), depth=1) for key, value in data.items()})
+    comment = "".join(f"# {line}\n" if line else "#\n" for line in header.splitlines())
+    return comment + yaml.dump(tree, Dumper=_Dumper, sort_keys=False, width=_WIDTH, allow_unicode=True)
 
 
 def stale_files(folder: Path, files: Mapping[str, str]) -> list[str]:

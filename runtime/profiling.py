@@ -210,7 +210,7 @@ def profile_of(
     spread = max((point.p90_ms - point.p10_ms) / point.median_ms for point in points)
     overhead = float(np.median([point.median_ms - point.inside_ms for point in points]))
     kind = resolved.scenario.live.slices
-    where = f"{processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}"
+    where = this_machine()
     fields = {
         "name": name,
         "model": model.profile.model,
@@ -232,6 +232,11 @@ def profile_of(
     return profile_from_dict(fields, origin="measured profile")
 
 
+def this_machine() -> str:
+    """Where something was measured: processor, cores, system."""
+    return f"{processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}"
+
+
 def processor() -> str:
     """Name of this machine's processor."""
     try:
@@ -246,6 +251,11 @@ def _software(kind: object) -> str:
     packages = ["nvidia-pytriton", "tritonclient", "numpy"]
     if isinstance(kind, CpuSlices):
         packages.append("onnxruntime")
+    return installed_versions(packages)
+
+
+def installed_versions(packages: Sequence[str]) -> str:
+    """Those of the packages that are installed, with their versions."""
     found = []
     for package in packages:
         try:

@@ -333,7 +333,10 @@ def _print_devices_only(state: GpuState, console: Console) -> None:
 
 
 def _print_change(change: Change) -> None:
-    now = "+".join(f"{n}x{name}" if n > 1 else name for name, n in sorted(change.state.counts.items(), reverse=True)) or "no slices"
+    now = (
+        "+".join(f"{n}x{name}" if n > 1 else name for name, n in sorted(change.state.counts.items(), reverse=True))
+        or "no slices"
+    )
     now = now if change.state.facts.mig_now else "MIG off"
     typer.echo(f"GPU {change.index} ({change.state.facts.name}), now {now}:")
     for each in change.kept:

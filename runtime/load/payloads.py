@@ -295,29 +295,58 @@ def file_corpus(folder: Path, modality: str, count: int, rng: np.random.Generato
     FormatError
         A file is not what its name says, or they do not fit into memory.
     """
-    endings = (".jpg", ".jpeg") if modality == "image" else (".wav",)
-    if not folder.is_dir():
-        raise MissingFileError(f"--payloads {folder}: no such folder")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in endings)
-    if not paths:
-        raise MissingFileError(f"--payloads {folder}: holds no {' or '.join('*' + ending for ending in endings)}")
-    total = sum(path.stat().st_size for path in paths)
-    if total > FOLDER_BYTES_MAX:
-        raise FormatError(
-            f"--payloads {folder}: {total / 1e9:.1f} GB of files are kept in memory; at most "
-            f"{FOLDER_BYTES_MAX / 1e9:.0f} GB: use a folder with fewer of them"
-        )
-    files = tuple(path.read_bytes() for path in paths)
+    found = own_files(folder, modality)
+    files = tuple(data for _, data in found)
     file_of = rng.integers(0, len(files), count).astype(np.intp)
     nothing = np.zeros(count, dtype=np.int64)
     if modality == "image":
-        for path, data in zip(paths, files, strict=True):
-            if not data.startswith(b"\xff\xd8"):
-                raise FormatError(f"{path}: not a JPEG file")
         sizes = np.array([len(data) for data in files], dtype=np.int64)
         return FileCorpus(files, file_of, sizes[file_of], nothing)
-    lengths = np.array([_wav_ns(path, data) for path, data in zip(paths, files, strict=True)], dtype=np.int64)
+    lengths = np.array([round(length_s * NS_PER_S) for length_s, _ in found], dtype=np.int64)
     return FileCorpus(files, file_of, nothing, lengths[file_of])
+
+
+def own_files(folder: Path, modality: str) -> list[tuple[float, bytes]]:
+    """Reads a folder's images or recordings.
+
+    Parameters
+    ----------
+    folder : Path
+        Searched for ``*.jpg`` and ``*.jpeg``, or ``*.wav``, by ``modality``; subfolders are not.
+    modality : str
+        ``image`` or ``audio``.
+
+    Returns
+    -------
+    list of (float, bytes)
+        Per file its bytes in number, or its seconds, and its content; by name.
+
+    Raises
+    ------
+    MissingFileError
+        There is no such folder, or no such file in it.
+    FormatError
+        A file is not what its name says, or they do not fit into memory.
+    """
+    endings = (".jpg", ".jpeg") if modality == "image" else (".wav",)
+    if not folder.is_dir():
+        raise MissingFileError(f"{folder}: no such folder")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in endings)
+    if not paths:
+        raise MissingFileError(f"{folder}: holds no {' or '.join('*' + ending for ending in endings)}")
+    total = sum(path.stat().st_size for path in paths)
+    if total > FOLDER_BYTES_MAX:
+        raise FormatError(
+            f"{folder}: {total / 1e9:.1f} GB of files are kept in memory; at most {FOLDER_BYTES_MAX / 1e9:.0f} GB: "
+            "use a folder with fewer of them"
+        )
+    found = []
+    for path in paths:
+        data = path.read_bytes()
+        if modality == "image" and not data.startswith(b"\xff\xd8"):
+            raise FormatError(f"{path}: not a JPEG file")
+        found.append((float(len(data)) if modality == "image" else _wav_ns(path, data) / NS_PER_S, data))
+    return found
 
 
 def _wav_ns(path: Path, data: bytes) -> int:
