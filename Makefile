@@ -19,6 +19,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	# Triton's server; its metadata ask for NumPy below 2, which what is used of it does not need.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps nvidia-pytriton
+	# The last wheel of the client that brings a perf_analyzer which runs on glibc 2.34; unpacked, not installed.
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $(VENV)/wheels tritonclient==2.51.0
+	$(BIN)/python -m zipfile -e $(VENV)/wheels/tritonclient-2.51.0-*.whl $(VENV)/tritonclient-2.51.0
 	touch $(STAMP)
 
 lint: $(STAMP)
