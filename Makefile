@@ -4,10 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check lint types contract pytest test-numpy1 exhaustive bench papers readme clean
+.PHONY: demo serve-demo test check lint types contract pytest test-numpy1 exhaustive bench papers readme clean
 
 demo: $(STAMP)  ## PREBA's what-if: CPU, DPU and ideal preprocessing on 1g(7x) and 7g(1x)
 	$(BIN)/preba demo --out out/demo
+
+serve-demo: $(STAMP)  ## the live server in small: real photographs through it, measured beside simulated
+	$(BIN)/preba validate docs/examples/live-image.yaml --report-only --out out/serve-demo --payloads \
+	  "$$($(BIN)/python -c 'import pathlib, sklearn; print(pathlib.Path(sklearn.__file__).parent / "datasets" / "images")')"
 
 test: lint types contract pytest  ## everything CI checks
 

@@ -220,7 +220,7 @@ def backend_of(model: ResolvedModel) -> int:
 def _tables(
     resolved: ResolvedScenario, model: ResolvedModel, kinds: Sequence[str], lengths_ns: Int64, batch_max: int
 ) -> ModelTables:
-    profile = model.profile
+    profile = model.execution
     used = {resolved.slices[index].profile for index in model.slice_indices}
     audio = profile.modality == "audio" and len(lengths_ns) > 0
     rows = np.unique(-(-lengths_ns // LENGTH_GRID_NS)) if audio else np.zeros(1, dtype=np.int64)

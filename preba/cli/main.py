@@ -83,6 +83,12 @@ VERBS: Mapping[str, Verb] = {
         "Play a scenario's traffic against a live server: each request at its time, whatever became of earlier ones.",
         extra="live",
     ),
+    "validate": Verb(
+        "preba.cli.validate",
+        "validate",
+        "Run a scenario live and simulate the very same trace: measured, simulated, signed error, verdict.",
+        extra="live",
+    ),
     "profile": Verb(
         "preba.cli.profile",
         "profile_app",

@@ -61,6 +61,12 @@ class ResolvedModel:
     profile: LatencyProfile
     slice_indices: tuple[int, ...]
 
+    @property
+    def execution(self) -> LatencyProfile:
+        """The times its slices take: its profile's, unless it has others."""
+        given = self.config.execution_profile
+        return given if isinstance(given, LatencyProfile) else self.profile
+
 
 @dataclass(frozen=True)
 class ResolvedScenario:
@@ -104,7 +110,8 @@ class ResolvedScenario:
 
     def provenance(self) -> list[tuple[str, Provenance]]:
         """Where the numbers of profiles and devices come from."""
-        found = [(f"latency profile {m.profile.name}", m.profile.provenance) for m in self.models]
+        profiles = [profile for m in self.models for profile in (m.profile, m.execution)]
+        found = [(f"latency profile {profile.name}", profile.provenance) for profile in profiles]
         found += [(f"device {device.name}", device.provenance) for device in self.gpu_devices]
         for model in self.models:
             batcher = model.config.batcher
@@ -173,6 +180,13 @@ def resolve(scenario: Scenario, *, folder: Path) -> ResolvedScenario:
         ResolvedModel(index=i, config=scenario.models[i], profile=profiles[i], slice_indices=tuple(assigned[i]))
         for i in range(len(scenario.models))
     )
+    for found in models:
+        missing = [slices[i].profile for i in found.slice_indices if not found.execution.knows(slices[i].profile)]
+        if missing:
+            raise ScenarioError(
+                f"scenario.models[{found.index}].execution_profile: {found.execution.name!r} has no times for slice "
+                f"{missing[0]} (it has {', '.join(found.execution.slices)})"
+            )
     hardware = resolve_hardware(scenario.hardware, folder=folder)
     return ResolvedScenario(scenario, folder, units, models, hardware, devices)
 
@@ -186,6 +200,9 @@ def inline(scenario: Scenario, *, folder: Path) -> Scenario:
     for index, model in enumerate(scenario.models):
         with _named(f"scenario.models[{index}].profile"):
             changes: dict[str, object] = {"profile": _profile(model.profile, folder)}
+        if model.execution_profile is not None:
+            with _named(f"scenario.models[{index}].execution_profile"):
+                changes["execution_profile"] = _profile(model.execution_profile, folder)
         if isinstance(model.arrivals, ReplayArrivals):
             changes["arrivals"] = model.arrivals.located(folder)
         if isinstance(model.sizes, EmpiricalSizes):

@@ -19,6 +19,7 @@ from preba.profile import LatencyProfile
 from preba.scenario.live import Live
 from preba.sizes import SizesConfig
 from preba.strict import StrictModel
+from preba.validation import Validation
 
 SCHEMA_VERSION = 1
 
@@ -84,6 +85,8 @@ class Model(StrictModel):
     name: str = Field(min_length=1)
     profile: str | LatencyProfile
     """Name of a file in configs/profiles, a path, or the profile itself."""
+    execution_profile: str | LatencyProfile | None = None
+    """What executions really take, where that is not the profile the batchers were planned with (measured times)."""
     arrivals: ArrivalsConfig
     sizes: SizesConfig
     batcher: BatcherConfig = NoBatching(kind="none")
@@ -146,6 +149,8 @@ class Scenario(StrictModel):
     hardware: HardwareConfig = HardwareConfig()
     live: Live = Live()
     """For ``preba serve``; the simulator does not read it."""
+    validation: Validation = Validation()
+    """For ``preba validate``: how near a simulation has to come to a live run."""
 
     @model_validator(mode="after")
     def _distinct_names(self) -> Scenario:

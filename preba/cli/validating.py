@@ -1,0 +1,313 @@
+"""What ``preba validate`` does in order: profiles, overheads, the live run, the simulation of the same trace.
+
+Profiles and overheads come from runs of their own, never from the one that is compared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from accel.measure import line_through
+from preba.arrival_kinds import ClosedLoopArrivals
+from preba.cli.load import measured_summary
+from preba.cli.served import served
+from preba.cli.simulate import run_and_summarise
+from preba.figures import Figure
+from preba.preprocessing import CpuPreprocessing, NoPreprocessing
+from preba.preprocessing_costs import AudioCost, CpuCosts, ImageCost
+from preba.profile import LatencyProfile
+from preba.records import Records
+from preba.report.context import ReportContext
+from preba.report.summary import summarise
+from preba.report.validation import Validated, validate_runs
+from preba.report.window import steady_window
+from preba.scenario.live import EmulatedSlices
+from preba.scenario.resolve import ResolvedModel, ResolvedScenario, resolve
+from preba.scenario.schema import Overheads, Run, Scenario
+from preba.serving import plan_servers
+from preba.trace import Trace
+from runtime.load.run import Played, Target, play
+from runtime.placement import longest_audio_ns, preprocessing_backend, worker_count
+from runtime.profiling import Plan, measure_model, profile_of, this_machine
+from sim.context import report_context
+from sim.run import DEFAULT_ENGINE, Simulation, simulate
+
+__all__ = ["Calibration", "Compared", "ValidationPlan", "calibrate", "compare_runs", "live_and_simulated"]
+
+Say = Callable[[str], None]
+WARMUP_SHARE = 0.05
+IDLE_THINK_MS = 2.0
+IDLE_THINK_MAX_MS = 100.0
+
+
+@dataclass(frozen=True)
+class ValidationPlan:
+    """How much is measured.
+
+    Attributes
+    ----------
+    repeats : int
+        Batches per point of the latency profile.
+    idle_requests : int
+        Sent one after another to find the overheads.
+    fresh : int
+        Fresh draws that are simulated too.
+    payloads : Path or None
+        The user's own files.
+    warmup_requests : int
+        Sent before each measured run and not recorded.
+    """
+
+    repeats: int = 30
+    idle_requests: int = 80
+    fresh: int = 5
+    payloads: Path | None = None
+    warmup_requests: int = 40
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was measured before the run: the scenario with it, and in sentences."""
+
+    scenario: Scenario
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A finished comparison.
+
+    Attributes
+    ----------
+    found : Validated
+    measured, simulated : Records
+        Without warm-up.
+    played : Played
+    simulation : Simulation
+    context : ReportContext
+    measured_summary, simulated_summary : dict
+    calibrated : ResolvedScenario
+    notes : tuple of str
+    """
+
+    found: Validated
+    measured: Records
+    simulated: Records
+    played: Played
+    simulation: Simulation
+    context: ReportContext
+    measured_summary: dict[str, Any]
+    simulated_summary: dict[str, Any]
+    calibrated: ResolvedScenario
+    notes: tuple[str, ...]
+
+
+def live_and_simulated(resolved: ResolvedScenario, plan: ValidationPlan, say: Say) -> Compared:
+    """Does everything: measures profiles and overheads, runs live, simulates the same trace and fresh draws.
+
+    Parameters
+    ----------
+    resolved : ResolvedScenario
+    plan : ValidationPlan
+    say : callable
+        Is told what is going on.
+    """
+    resolved = with_warmup(resolved)
+    say("measuring latency profiles through Triton")
+    profiles = [measured_profile(resolved, model, plan) for model in resolved.models]
+    say("starting the live server")
+    with served(resolved) as url:
+        say("measuring overheads, one request at a time")
+        idle = play(
+            one_at_a_time(resolved, plan.idle_requests), Target(url), payloads=plan.payloads,
+            warmup_requests=plan.warmup_requests,
+        )  # fmt: skip
+        calibration = calibrate(resolved, profiles, idle)
+        say(f"playing {resolved.scenario.run.requests or 'the'} requests")
+        played = play(resolved, Target(url), payloads=plan.payloads, warmup_requests=plan.warmup_requests)
+    say("simulating the same trace")
+    calibrated = resolve(calibration.scenario, folder=resolved.folder)
+    return compare_runs(resolved, calibrated, played, plan, calibration.notes)
+
+
+def with_warmup(resolved: ResolvedScenario) -> ResolvedScenario:
+    """Both runs are cut at the same request: the scenario's warm-up, or a twentieth of it."""
+    run = resolved.scenario.run
+    if run.warmup_requests is not None or run.warmup_s is not None:
+        return resolved
+    if run.requests is not None:
+        run = run.model_copy(update={"warmup_requests": round(WARMUP_SHARE * run.requests)})
+    else:
+        run = run.model_copy(update={"warmup_s": WARMUP_SHARE * (run.duration_s or 0.0)})
+    return resolve(resolved.scenario.model_copy(update={"run": run}), folder=resolved.folder)
+
+
+def measured_profile(resolved: ResolvedScenario, model: ResolvedModel, plan: ValidationPlan) -> LatencyProfile:
+    """Measures a model's execution times through Triton, at the batches its batchers may form."""
+    longest_ns = longest_audio_ns(resolved)[model.index]
+    limit = max(server.plan.batch_max for server in plan_servers(resolved, model, longest_ns))
+    limit = min(limit, *(model.profile.batch_max(resolved.slices[index].profile) for index in model.slice_indices))
+    batches = tuple(
+        sorted({size for size in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128) if size < limit} | {limit})
+    )
+    lengths_s: tuple[float, ...] = ()
+    if model.profile.modality == "audio":
+        longest_s = longest_ns / 1e9
+        lengths_s = tuple(sorted({*np.arange(2.5, longest_s, 2.5).round(3).tolist(), round(longest_s, 3)}))
+    measuring = Plan(batches, lengths_s, warmup=3, repeats=plan.repeats)
+    points = asyncio.run(measure_model(resolved, model, measuring))
+    return profile_of(resolved, model, measuring, points, name=f"{model.config.name}-measured")
+
+
+def one_at_a_time(resolved: ResolvedScenario, requests: int) -> ResolvedScenario:
+    """The scenario with one client per model that waits for each answer, and other draws.
+
+    Between its requests a client waits as long as arrivals are apart in the run: a machine that has slept answers
+    later than one that is kept awake.
+    """
+    scenario = resolved.scenario
+    models = []
+    for model in scenario.models:
+        rate_rps = model.arrivals.mean_rate_rps()
+        think_ms = IDLE_THINK_MS if not rate_rps else min(1e3 / float(rate_rps), IDLE_THINK_MAX_MS)
+        loop = ClosedLoopArrivals(
+            kind="closed_loop", outstanding=1, think_ms=think_ms, think_distribution="exponential"
+        )
+        models.append(model.model_copy(update={"arrivals": loop}))
+    run = Run(requests=requests * len(models), warmup_requests=0)
+    other = scenario.model_copy(
+        update={"models": tuple(models), "run": run, "seed": scenario.seed + 1_000_003, "events": ()}
+    )
+    return resolve(other, folder=resolved.folder)
+
+
+def calibrate(resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], idle: Played) -> Calibration:
+    """Puts what was measured into the scenario: profiles, preprocessing costs, overheads.
+
+    Parameters
+    ----------
+    resolved : ResolvedScenario
+    profiles : sequence of LatencyProfile
+        Per model.
+    idle : Played
+        One request at a time: nothing waits for another, so what is neither work nor a batcher's delay is overhead.
+    """
+    scenario = resolved.scenario
+    records = idle.result.records.select(idle.result.records.served)
+    facts = {
+        "kind": "measured",
+        "source": f"preba validate: {len(records)} requests one at a time through the live server",
+        "where": this_machine(),
+        "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
+    }
+    notes = [
+        f"latency profile {profile.name}: {profile.provenance.source}; {profile.provenance.notes}"
+        for profile in profiles
+    ]
+    changes: dict[str, Any] = {}
+    backend = preprocessing_backend(resolved)
+    if backend != "none" and not isinstance(scenario.preprocessing, NoPreprocessing):
+        costs = _preprocessing_costs(resolved, records, facts)
+        changes["preprocessing"] = CpuPreprocessing(
+            kind="cpu", cores=worker_count(resolved), usable_fraction=1.0, cost=costs
+        )
+        for modality, section in (("image", costs.image), ("audio", costs.audio)):
+            if section is not None:
+                slope = section.per_100kb_us if isinstance(section, ImageCost) else section.per_audio_s_us
+                unit = "100 kB" if modality == "image" else "second of audio"
+                notes.append(
+                    f"{modality} preprocessing ({backend}) in the server: {section.fixed_us.value:.0f} us and "
+                    f"{slope.value:.0f} us per {unit}; {section.fixed_us.notes}"
+                )
+    front_us, response_us = _overheads(resolved, profiles, records)
+    given = scenario.server.overheads
+    overheads = Overheads(frontend_us=front_us, turnaround_us=given.turnaround_us, response_us=response_us)
+    notes.append(
+        f"overheads: {front_us:.0f} us from the generator to the batcher beyond preprocessing, {response_us:.0f} us "
+        f"from the batch's answer to the client's ({len(records)} requests one at a time, medians)"
+    )
+    models = tuple(
+        model.model_copy(update={"execution_profile": profile})
+        for model, profile in zip(scenario.models, profiles, strict=True)
+    )
+    server = scenario.server.model_copy(update={"overheads": overheads})
+    changes |= {"models": models, "server": server}
+    return Calibration(scenario.model_copy(update=changes), tuple(notes))
+
+
+def _preprocessing_costs(resolved: ResolvedScenario, records: Records, facts: dict[str, str]) -> CpuCosts:
+    took_us = (records.preprocess_end_ns - records.preprocess_start_ns) / 1e3
+    sections: dict[str, Any] = {}
+    for modality, sizes, unit, names, kind in (
+        ("image", records.jpeg_bytes / 1e5, "jpeg_bytes", ("fixed_us", "per_100kb_us"), ImageCost),
+        ("audio", records.audio_ns / 1e9, "audio_ns", ("fixed_us", "per_audio_s_us"), AudioCost),
+    ):
+        mine = np.isin(
+            records.model_index, [model.index for model in resolved.models if model.profile.modality == modality]
+        ) & (getattr(records, unit) > 0)
+        if mine.sum() < 2:
+            continue
+        line = line_through(sizes[mine], took_us[mine])
+        residual = took_us[mine] - line.fixed_us - line.slope_us * sizes[mine]
+        text = f"line through {int(mine.sum())} requests; standard deviation from it {float(residual.std()):.0f} us"
+        values = zip(names, (line.fixed_us, line.slope_us), strict=True)
+        sections[modality] = kind(
+            **{name: Figure.model_validate({"value": value, "notes": text, **facts}) for name, value in values}
+        )
+    return CpuCosts(kind="cpu", name="measured-live", description="Measured by preba validate.", **sections)
+
+
+def _overheads(resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], records: Records) -> tuple[float, float]:
+    """Microseconds before the batcher and after the batch, beyond what profile and costs say."""
+    before_ns = records.enqueued_ns - records.issued_ns - (records.preprocess_end_ns - records.preprocess_start_ns)
+    round_trip_ns = np.zeros(len(records), dtype=np.int64)
+    for row in range(len(records)):
+        model = resolved.models[int(records.model_index[row])]
+        profile = profiles[model.index]
+        length_ns = int(records.audio_ns[row]) if profile.modality == "audio" else None
+        kind = resolved.slices[int(records.slice_index[row])].profile
+        round_trip_ns[row] = profile.latency_ns(kind, max(int(records.batch_size[row]), 1), length_ns)
+    after_ns = records.completed_ns - records.dispatched_ns - round_trip_ns
+    return max(float(np.median(before_ns)), 0.0) / 1e3, max(float(np.median(after_ns)), 0.0) / 1e3
+
+
+def compare_runs(
+    resolved: ResolvedScenario,
+    calibrated: ResolvedScenario,
+    played: Played,
+    plan: ValidationPlan,
+    notes: Sequence[str],
+) -> Compared:
+    """Simulates what was played, and fresh draws, and puts both beside each other."""
+    _, here = measured_summary(resolved, played)
+    records = played.result.records
+    # The files that were sent may have other sizes than the traced ones.
+    sent: Trace = replace(played.trace, jpeg_bytes=records.jpeg_bytes, audio_ns=records.audio_ns)
+    simulation = simulate(calibrated, engine=DEFAULT_ENGINE, trace=sent)
+    context = report_context(calibrated, simulation)
+    there = summarise(simulation.result, context)
+    fresh = []
+    for draw in range(plan.fresh):
+        other = calibrated.scenario.model_copy(update={"seed": calibrated.scenario.seed + 1 + draw})
+        fresh.append(run_and_summarise(resolve(other, folder=calibrated.folder), engine=DEFAULT_ENGINE, text=False)[2])
+    pair = []
+    for result in (played.result, simulation.result):
+        window = steady_window(result, context)
+        pair.append(result.records.select(window.kept & result.records.served))
+    found = validate_runs(here, there, limits=resolved.scenario.validation, fresh=fresh, records=(pair[0], pair[1]))
+    kind = resolved.scenario.live.slices
+    said = list(notes)
+    if kind.kind == "sm-partition":
+        said.append("slices are shares of one GPU's multiprocessors: memory bandwidth and caches are not partitioned")
+    if isinstance(kind, EmulatedSlices):
+        said.append("slices are emulated: real Triton servers that sleep their latency profile")
+    return Compared(
+        found, pair[0], pair[1], played, simulation, context, here, there, calibrated, tuple(said),
+    )  # fmt: skip
