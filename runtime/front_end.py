@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2 as pb
 
+from accel.inputs import InputLimits, check_jpeg, read_wav
 from preba.balancing import BALANCER_CODES, M_ALIVE, choose_server
 from preba.batching.state import NONE, REFUSED_QUEUE_FULL, SERVED
 from preba.errors import InputError, ServerError
@@ -26,6 +27,7 @@ from runtime.counters import ModelCounters
 from runtime.decisions import DecisionLog, Dispatch, LiveBatcher
 from runtime.preprocess import Workers
 from runtime.slices import AnySlice, BatchFailedError, SliceLostError
+from runtime.tensors import TensorPool
 from runtime.triton.models.mark import MARK
 
 TRIES = 2
@@ -75,6 +77,9 @@ class Ticket:
     dispatched_ns: int = 0
     execution_start_ns: int = 0
     execution_end_ns: int = 0
+    slice_preprocess_ns: int = 0
+    undecodable: bool = False
+    """Its slice found that its file is broken."""
     inside: int = NONE
     """The server it is inside of."""
     server_index: int = NONE
@@ -108,6 +113,8 @@ class ServedModel:
     workers : Workers or None
     uses_slots : bool
         Slices read preprocessed tensors from shared memory instead of getting rows of facts.
+    files : TensorPool or None
+        Slices decode themselves: encoded files are put there.
     """
 
     name: str
@@ -117,7 +124,13 @@ class ServedModel:
     table_ns: Sequence[Sequence[int]]
     workers: Workers | None
     uses_slots: bool
+    files: TensorPool | None = None
     counters: ModelCounters = field(default_factory=ModelCounters)
+
+    @property
+    def takes_files(self) -> bool:
+        """Whether a request carries one encoded file."""
+        return self.workers is not None or self.files is not None
 
 
 @dataclass
@@ -271,7 +284,9 @@ class FrontEnd:
         else:
             ticket.slot = self._free_slots.pop()
             self.tickets[ticket.slot] = ticket
-            if ticket.model.workers is None:
+            if ticket.model.files is not None:
+                self._hand_over(ticket, ticket.model.files)
+            elif ticket.model.workers is None:
                 ticket.enqueued_ns = time.monotonic_ns()
                 self._offer(ticket)
             else:
@@ -285,6 +300,23 @@ class FrontEnd:
         if ticket.working is not None:
             ticket.working.cancel()
         self._answer(ticket)  # its slot stays taken until the batcher hands it out
+
+    def _hand_over(self, ticket: Ticket, files: TensorPool) -> None:
+        """Puts a file where its slice will decode it, if its header makes sense."""
+        content = ticket.content or b""
+        limits = InputLimits(file_bytes=files.slot_bytes)
+        try:
+            if ticket.model.modality == "image":
+                check_jpeg(content, limits)
+            else:
+                found_ns = round(read_wav(content, limits).length_s * 1e9)
+                ticket.audio_ns = ticket.audio_ns or found_ns
+        except InputError as error:
+            self._finish(ticket, RequestError("INVALID_ARGUMENT", str(error)))
+            return
+        files.write_file(ticket.slot, content)
+        ticket.enqueued_ns = time.monotonic_ns()
+        self._offer(ticket)
 
     async def _preprocess(self, ticket: Ticket, workers: Workers) -> None:
         try:
@@ -439,7 +471,7 @@ class FrontEnd:
             server.batcher.idle(time.monotonic_ns(), consumer)
         self._pump(number)
         for ticket in tickets:
-            self._finish(ticket, failure)
+            self._finish(ticket, failure or _undecodable(ticket))
         if failure is None:
             server.model.counters.executed(tickets)
 
@@ -485,6 +517,10 @@ def _refusal(outcome: int) -> RequestError:
     return RequestError("UNAVAILABLE", "Request timeout expired")
 
 
+def _undecodable(ticket: Ticket) -> RequestError | None:
+    return RequestError("INVALID_ARGUMENT", "the input cannot be decoded") if ticket.undecodable else None
+
+
 def _patience_s(model: ServedModel, tickets: Sequence[Ticket]) -> float:
     """How long a batch may take before its slice is given up."""
     longest = 0
@@ -520,7 +556,10 @@ def _read_answer(response: pb.ModelInferResponse, tickets: Sequence[Ticket], sli
     stages = np.frombuffer(contents["PREBA"], dtype=np.int64)
     width = len(contents["OUTPUT"]) // max(shapes["OUTPUT"][0], 1)
     row = 0
+    status = np.frombuffer(contents["STATUS"], dtype=np.int64).reshape(-1, 2) if "STATUS" in contents else None
     for ticket in tickets:
+        if status is not None:
+            ticket.slice_preprocess_ns, ticket.undecodable = int(status[row][0]), bool(status[row][1])
         # The slice's own stamps are of the same clock: the kernel's, counted from the same start.
         ticket.execution_start_ns, ticket.execution_end_ns = max(int(stages[0]), sent_ns), int(stages[1])
         ticket.slice_index = slice_index

@@ -24,8 +24,8 @@ VERSION = "1"
 EXTENSIONS = ("statistics", "model_configuration")
 STAGES = (
     "received_ns", "preprocess_start_ns", "preprocess_end_ns", "preprocess_wait_ns", "enqueued_ns", "dispatched_ns",
-    "execution_start_ns", "execution_end_ns", "server_index", "slice_index", "batch_id", "batch_size", "batch_units",
-    "attempts",
+    "execution_start_ns", "execution_end_ns", "slice_preprocess_ns", "server_index", "slice_index", "batch_id",
+    "batch_size", "batch_units", "attempts",
 )  # fmt: skip
 """Fields of a ticket that go back with the answer, as parameters of the same name."""
 TENSOR_FLOATS = 4
@@ -141,7 +141,7 @@ class KServe(grpc.GenericRpcHandler):
     def _model_config(self, request: Any, context: Any) -> Any:  # noqa: ANN401 - messages
         model = self._known(request.name, context)
         config = model_config_pb2.ModelConfig(name=model.name, platform="preba")
-        if model.workers is not None:
+        if model.takes_files:
             config.input.add(name="INPUT", data_type=model_config_pb2.TYPE_STRING, dims=[1])
         else:
             config.max_batch_size = max(server.plan.batch_max for server in model.servers)
@@ -209,7 +209,7 @@ class KServe(grpc.GenericRpcHandler):
         rows, content = None, None
         if len(request.inputs) != 1 or request.inputs[0].name != "INPUT":
             _refuse(f"model {model.name!r} takes one input named INPUT")
-        if model.workers is not None:
+        if model.takes_files:
             content = _one_file(request)
         elif request.inputs[0].datatype == "FP32":
             rows = _rows(request)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,12 +15,12 @@ from preba.batching.triton_config import TritonBatcher
 from preba.errors import MissingFileError, ScenarioError, UnsupportedError
 from preba.preprocessing import CpuPreprocessing, DaliSharedPreprocessing, DaliSlicePreprocessing, NoPreprocessing
 from preba.scenario.draw import draw_scenario_trace
-from preba.scenario.live import CpuSlices, EmulatedSlices, GpuSlices, MigSlices
+from preba.scenario.live import CpuSlices, EmulatedSlices, GpuSlices, MigSlices, SmPartitionSlices
 from preba.scenario.resolve import WHOLE, ResolvedModel, ResolvedScenario
 from preba.serving import ServerModel
 from runtime.mig import mig_device_uuids, read_gpus
 from runtime.nvml import open_nvml
-from runtime.preprocess import WorkerPlan, Workers
+from runtime.preprocess import MEL_BINS, WorkerPlan, Workers
 from runtime.processes import Workplace
 from runtime.slices import AnySlice, NullSlice, SliceServer
 from runtime.tensors import TensorPool
@@ -28,8 +29,11 @@ from runtime.triton.repository import LENGTH_GRID_NS, EmulatedModel, OnnxModel, 
 from runtime.triton.server import TritonServer
 
 IMAGE_SHAPE = (3, 224, 224)
-MEL_BINS = 80
 FRAME_NS = 10_000_000
+SPARE_FRAMES = 10
+"""A recording may be a little longer than the scenario's longest."""
+ENCODED_MAX_BYTES = 4 << 20
+"""Largest file where slices decode: one fits into a slot of the shared memory."""
 
 
 def place_preprocessing(
@@ -41,9 +45,10 @@ def place_preprocessing(
         return None, None
     live = resolved.scenario.live
     config = resolved.scenario.preprocessing
-    floats = int(np.prod(IMAGE_SHAPE))
-    if model.profile.modality == "audio":
-        floats = MEL_BINS * (longest_ns // FRAME_NS + 10)
+    if preprocesses_in_slices(resolved):
+        name = f"{workplace.prefix}files{model.index}"
+        return TensorPool.named(name, live.requests_max, ENCODED_MAX_BYTES // 4 + 2), None
+    floats = int(np.prod(input_shape(model, longest_ns)))
     pool = TensorPool.named(f"{workplace.prefix}tensors{model.index}", live.requests_max, floats)
     share = live.preprocessing.hw_decoder_share
     if share is None and isinstance(config, DaliSlicePreprocessing | DaliSharedPreprocessing):
@@ -55,8 +60,46 @@ def place_preprocessing(
         pool=pool.path,
         slot_floats=floats,
         hw_decoder_share=0.65 if share is None else share,
+        visible_device=_preprocessing_device(resolved) if backend == "dali_gpu" else None,
     )
     return pool, Workers(plan)
+
+
+def _preprocessing_device(resolved: ResolvedScenario) -> str | None:
+    """The MIG slice that is kept for DALI, or the GPU the slices are on; ``None``: whatever CUDA finds first."""
+    kind = resolved.scenario.live.slices
+    if isinstance(kind, MigSlices):
+        reserved = [unit.index for unit in resolved.slices if unit.role == "preprocessing"]
+        return _mig_uuids(resolved, kind)[reserved[0]] if reserved else None
+    return str(kind.device) if isinstance(kind, GpuSlices | SmPartitionSlices) else None
+
+
+def preprocesses_in_slices(resolved: ResolvedScenario) -> bool:
+    """Whether a slice's own process decodes what it executes: DALI that shares the model's slices.
+
+    Raises
+    ------
+    UnsupportedError
+        The slices only sleep.
+    """
+    place = resolved.scenario.live.preprocessing.place
+    if preprocessing_backend(resolved) == "none" or place == "workers":
+        return False
+    if place == "auto" and not isinstance(resolved.scenario.preprocessing, DaliSharedPreprocessing):
+        return False
+    if isinstance(resolved.scenario.live.slices, EmulatedSlices):
+        raise UnsupportedError(
+            "scenario.live.preprocessing.place: emulated slices cannot preprocess; take slices that compute, or "
+            "--set live.preprocessing.place=workers"
+        )
+    return True
+
+
+def input_shape(model: ResolvedModel, longest_ns: int) -> tuple[int, ...]:
+    """Shape of one input of a model, without the batch."""
+    if model.profile.modality != "audio":
+        return IMAGE_SHAPE
+    return MEL_BINS, longest_ns // FRAME_NS + SPARE_FRAMES
 
 
 def place_slice(
@@ -112,13 +155,14 @@ def _slice_model(
         raise MissingFileError(f"scenario.live.slices.onnx: {onnx}: no such file")
     computes = OnnxModel(
         onnx=onnx.resolve(),
-        shape=IMAGE_SHAPE if model.profile.modality != "audio" else (MEL_BINS, longest_ns // FRAME_NS),
+        shape=input_shape(model, longest_ns),
         threads=1,
         cores=(),
         providers=("CUDAExecutionProvider",),
         pool=pool.path if pool is not None else None,
         slot_floats=pool.slot_floats if pool is not None else 0,
         slice_index=index,
+        preprocess=_slice_preprocessing(resolved, model, batch_max) if pool is not None else None,
     )
     unit = resolved.slices[index]
     if isinstance(kind, CpuSlices):
@@ -154,6 +198,22 @@ def _mig_uuids(resolved: ResolvedScenario, kind: MigSlices) -> tuple[str, ...]:
             f"({missing.name}) needs one too; `preba mig show` lists them"
         )
     return kind.uuids
+
+
+def _slice_preprocessing(resolved: ResolvedScenario, model: ResolvedModel, batch_max: int) -> dict[str, Any] | None:
+    """Arguments for the preprocessor in a slice's process, if there is one."""
+    if not preprocesses_in_slices(resolved):
+        return None
+    config = resolved.scenario.preprocessing
+    share = resolved.scenario.live.preprocessing.hw_decoder_share
+    if share is None:
+        share = config.hw_decoder_share if isinstance(config, DaliSharedPreprocessing) else 0.65
+    return {
+        "modality": model.profile.modality,
+        "backend": preprocessing_backend(resolved),
+        "batch_max": batch_max,
+        "hw_decoder_share": share,
+    }
 
 
 def is_native(resolved: ResolvedScenario) -> bool:

@@ -18,8 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from preba.errors import InputError, ServerError
 from runtime.tensors import TensorPool
+
+MEL_BINS = 80
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class WorkerPlan:
         Shared memory for the tensors.
     slot_floats : int
     hw_decoder_share : float
+    visible_device : str or None
+        The only CUDA device the workers see: an index, or the UUID of the MIG slice that preprocesses.
     """
 
     modality: str
@@ -59,6 +65,7 @@ class WorkerPlan:
     pool: Path
     slot_floats: int
     hw_decoder_share: float = 0.65
+    visible_device: str | None = None
 
 
 _worker: dict[str, Any] = {}  # of a worker process: filled once, when it starts
@@ -67,6 +74,9 @@ _worker: dict[str, Any] = {}  # of a worker process: filled once, when it starts
 def _begin(plan: WorkerPlan) -> None:
     from accel.executors import build_preprocessor
 
+    if plan.visible_device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = plan.visible_device
+    _worker["bands"] = MEL_BINS if plan.modality == "audio" else 0
     _worker["preprocessor"] = build_preprocessor(
         plan.modality, plan.backend, threads=1, hw_decoder_share=plan.hw_decoder_share
     )
@@ -84,8 +94,13 @@ def _work(content: bytes, slot: int) -> Preprocessed | str:
         return str(tensor)
     if tensor.size > _worker["pool"].slot_floats:
         return f"the input is too long: {tensor.shape[-1]} frames do not fit"
+    shape = tuple(tensor.shape)
+    if _worker["bands"]:  # recordings of all lengths lie in slots of one shape, silence behind them
+        wide = np.zeros((shape[0], _worker["pool"].slot_floats // shape[0]), dtype=np.float32)
+        wide[:, : shape[1]] = tensor
+        tensor = wide
     _worker["pool"].write(slot, tensor)
-    return Preprocessed(start_ns, time.monotonic_ns(), tuple(tensor.shape))
+    return Preprocessed(start_ns, time.monotonic_ns(), shape)
 
 
 class Workers:

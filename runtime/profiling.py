@@ -25,13 +25,16 @@ from preba.profile import LatencyProfile, profile_from_dict
 from preba.scenario.live import CpuSlices, EmulatedSlices
 from preba.scenario.resolve import ResolvedModel, ResolvedScenario
 from preba.serving import plan_servers
-from runtime.placement import FRAME_NS, IMAGE_SHAPE, MEL_BINS, longest_audio_ns, place_slice
+from runtime.placement import input_shape, longest_audio_ns, place_slice
 from runtime.processes import Workplace
 from runtime.slices import AnySlice
 from runtime.triton.install import find_triton
 from runtime.triton.models.mark import MARK
 
 PATIENCE_S = 120.0
+UNPARTITIONED = {
+    "sm-partition": "; shares of one GPU's multiprocessors: memory bandwidth and caches were not partitioned"
+}
 Progress = Callable[[int, int], None]
 
 
@@ -180,7 +183,7 @@ def _request(
     if emulated:
         tensor = np.tile(np.array([length_s or 0.0, 1.0, 0.0, MARK], dtype=np.float32), (batch, 1))
     else:
-        shape = IMAGE_SHAPE if model.profile.modality != "audio" else (MEL_BINS, longest_ns // FRAME_NS)
+        shape = input_shape(model, longest_ns)
         tensor = np.random.default_rng(0).standard_normal((batch, *shape)).astype(np.float32)
     request.inputs.add(name="INPUT", datatype="FP32").shape[:] = tensor.shape
     request.raw_input_contents.append(tensor.tobytes())
@@ -225,7 +228,7 @@ def profile_of(
             "where": where,
             "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
             "notes": f"widest spread (p90 - p10) / median: {spread:.3f}; outside the model itself: {overhead:.2f} ms a "
-            "batch (median over all points)",
+            "batch (median over all points)" + UNPARTITIONED.get(kind.kind, ""),
         },
         "table_by_length_s" if plan.lengths_s else "table": table,
     }

@@ -138,6 +138,7 @@ class LiveServer:
                     table_ns=slowest_table(self.resolved, model, servers, longest_ns[model.index]),
                     workers=workers,
                     uses_slots=pool is not None and not isinstance(live.slices, EmulatedSlices),
+                    files=pool if workers is None else None,
                 )
             )
             if workers is not None:

@@ -46,6 +46,17 @@ class TensorPool:
         flat = np.frombuffer(self._map, dtype=np.float32, count=tensor.size, offset=slot * self.slot_floats * 4)
         np.copyto(flat, tensor.reshape(-1), casting="same_kind")
 
+    @property
+    def slot_bytes(self) -> int:
+        """Largest file that `write_file` takes."""
+        return self.slot_floats * 4 - 8
+
+    def write_file(self, slot: int, content: bytes) -> None:
+        """Writes an encoded file into a slot, its length (int64) in front."""
+        place = slot * self.slot_floats * 4
+        self._map[place : place + 8] = len(content).to_bytes(8, "little")
+        self._map[place + 8 : place + 8 + len(content)] = content
+
     def remove(self) -> None:
         """Removes the file; those who have it mapped keep it until they end."""
         self.path.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from preba.cli.output import check_targets, write_run
 from preba.cli.progress import engine_progress, stderr_console
 from preba.report.context import ReportContext
 from preba.report.summary import summarise
+from preba.scenario.live import SmPartitionSlices
 from preba.scenario.load import errors_located, load_scenario
 from preba.scenario.resolve import ResolvedScenario, resolve
 from preba.strict import Provenance
@@ -69,6 +70,12 @@ def load(
         stderr_console().print(f"report: {out / 'report.html'}", markup=False)
 
 
+SM_PARTITION = (
+    "the slices were shares of one GPU's multiprocessors (CUDA green contexts): memory bandwidth and caches were not "
+    "partitioned, as they are by MIG"
+)
+
+
 @dataclass(frozen=True)
 class _Frame:
     warnings: tuple[str, ...]
@@ -84,7 +91,10 @@ def measured_summary(resolved: ResolvedScenario, played: Played) -> tuple[Report
     resolved : ResolvedScenario
     played : Played
     """
-    context = report_context(resolved, _Frame(played.warnings))
+    warnings = played.warnings
+    if isinstance(resolved.scenario.live.slices, SmPartitionSlices):
+        warnings = (*warnings, SM_PARTITION)
+    context = report_context(resolved, _Frame(warnings))
     summary = summarise(played.result, context)
     summary["generator"] = {
         "lag_ms": {name.removesuffix("_ms"): value for name, value in played.lag.items()},

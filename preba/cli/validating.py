@@ -304,8 +304,6 @@ def compare_runs(
     found = validate_runs(here, there, limits=resolved.scenario.validation, fresh=fresh, records=(pair[0], pair[1]))
     kind = resolved.scenario.live.slices
     said = list(notes)
-    if kind.kind == "sm-partition":
-        said.append("slices are shares of one GPU's multiprocessors: memory bandwidth and caches are not partitioned")
     if isinstance(kind, EmulatedSlices):
         said.append("slices are emulated: real Triton servers that sleep their latency profile")
     return Compared(

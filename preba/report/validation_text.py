@@ -80,8 +80,8 @@ def _sentences(found: Validated) -> list[str]:
         correlation = "" if each.correlation is None else f"correlation {each.correlation:.3f}, "
         said.append(
             f"request by request ({each.requests:,} of them): {correlation}mean absolute error "
-            f"{each.mape_percent:.1f} %, bias {each.bias_percent:+.1f} %, {each.same_batch_percent:.0f} % in a batch of "
-            "the same size"
+            f"{each.mape_percent:.1f} %, bias {each.bias_percent:+.1f} %, {each.same_batch_percent:.0f} % in a batch "
+            "of the same size"
         )
     return said
 

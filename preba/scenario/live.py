@@ -62,6 +62,9 @@ class LivePreprocessing(StrictModel):
     """How preprocessing is really done; ``auto`` follows ``preprocessing.kind``."""
 
     backend: Literal["auto", "cpu", "dali_cpu", "dali_gpu", "none"] = "auto"
+    place: Literal["auto", "workers", "slice"] = "auto"
+    """In processes of its own, or in the process of the slice that executes; ``auto``: the latter for DALI that shares
+    the model's slices."""
     workers: PositiveInt | None = None
     """Processes, one core each; by default the scenario's cores, at most those of this machine."""
     hw_decoder_share: Annotated[float, Field(ge=0, le=1)] | None = None

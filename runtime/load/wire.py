@@ -22,7 +22,7 @@ TIMES = (
     "execution_end_ns", "sent_ns",
 )  # fmt: skip
 """Moments on the server's clock that an answer may carry as parameters."""
-COUNTS = ("server_index", "slice_index", "batch_id", "batch_size", "batch_units", "attempts")
+COUNTS = ("slice_preprocess_ns", "server_index", "slice_index", "batch_id", "batch_size", "batch_units", "attempts")
 _OUTPUT = ("execution_start_ns", "execution_end_ns", "batch_id", "batch_size", "slice_index")
 """What the columns of an output named PREBA mean, where a slice answers without a front end."""
 

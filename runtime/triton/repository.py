@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,8 @@ class OnnxModel:
     slot_floats: int
     slice_index: int
     share: tuple[int, int, int] | None = None
+    preprocess: Mapping[str, Any] | None = None
+    """Arguments of ``accel.executors.build_preprocessor``: the slice's own process decodes, the pool holds files."""
 
     def write(self, folder: Path) -> None:
         """Writes model.py and its facts."""
@@ -101,6 +103,7 @@ class OnnxModel:
             "pool": str(self.pool) if self.pool is not None else "",
             "slot_floats": self.slot_floats,
             "slice_index": self.slice_index,
+            "preprocess": self.preprocess and dict(self.preprocess),
             "share": None if self.share is None else dict(zip(("parts", "first", "count"), self.share, strict=True)),
         }
         if self.share is not None:
@@ -111,6 +114,8 @@ class OnnxModel:
         """Adds the inputs to a configuration."""
         config.input.add(name="INPUT", data_type=pb.TYPE_FP32, dims=list(self.shape), optional=True)
         config.input.add(name="SLOTS", data_type=pb.TYPE_INT32, dims=[1], optional=True)
+        if self.preprocess is not None:
+            config.output.add(name="STATUS", data_type=pb.TYPE_INT64, dims=[2])
 
 
 SliceModel = EmulatedModel | OnnxModel

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from live_serving import CODE, needs_triton
+from live_serving import CODE, file_request, needs_triton, running, send, stages
+from pictures_and_speech import image_by_definition, photographs, speech, wav
 
+from accel.executors import available_backends
 from preba.profile import load_profile
 
 pytestmark = pytest.mark.slow
@@ -119,3 +121,89 @@ def test_tensors_arrive_unharmed_in_real_models(toy: Any, onnx_model: Path) -> N
                 await one.stop()
 
     asyncio.run(ask())
+
+
+@pytest.mark.parametrize("backend", ["cpu", "dali_cpu"])
+def test_slices_that_decode_themselves_answer_as_the_definition_says(
+    toy: Any, onnx_model: Path, tmp_path: Path, backend: str
+) -> None:
+    """JPEGs go to the slice's process: the answer is that of the decoded picture, broken ones are refused."""
+    missing = available_backends()[backend]
+    if missing is not None:
+        pytest.skip(f"{backend}: {missing}")
+    model = toy.model(
+        toy.profile({"3g": {"1": 5, "4": 9}}), {"kind": "poisson", "rate_rps": 50},
+        batcher={"kind": "fixed", "batch_max": 4, "timeout_ms": 20},
+    )  # fmt: skip
+    live = {
+        "slices": {"kind": "cpu", "onnx": str(onnx_model)},
+        "preprocessing": {"backend": backend, "place": "slice"},
+    }
+    data = toy.scenario([model], partition="2x3g.20gb", preprocessing=toy.dali("dali_shared"), live=live)
+    good = [content for content in photographs().values() if len(content) < 300_000]
+    corrupt = good[0][: len(good[0]) // 3] + bytes(2000) + b"\xff\xd9"
+    contents = [*good, corrupt, good[0][:500], *good]
+    with running(tmp_path, data) as server:
+        played = send(
+            server.grpc_port, [file_request("toy", one) for one in contents], [0.004 * k for k in range(len(contents))],
+            keep_answers=True,
+        )  # fmt: skip
+        code, _ = server.stop()
+        assert not server.leftovers()
+    assert code == 0
+    assert set(played.errors) <= {"INVALID_ARGUMENT"}
+    assert 1 <= played.errors["INVALID_ARGUMENT"] <= 2, "what follows damage may still be a picture, if a grey one"
+    expected = [image_by_definition(one).mean(axis=(1, 2)) * [1, 2, 3] + [0, 1, 2] for one in good]
+    answers = [np.frombuffer(one.raw_output_contents[0], dtype=np.float32) for one in played.answers]
+    for right in expected:
+        near = [answer for answer in answers if np.abs(answer - right).max() < 0.12]
+        assert len(near) >= 2
+    for answer in played.answers:
+        stage = stages(answer)
+        assert 0 < stage["slice_preprocess_ns"] < stage["execution_end_ns"] - stage["execution_start_ns"]
+
+
+def test_recordings_reach_real_models_in_one_shape(toy: Any, tmp_path: Path) -> None:
+    """Recordings of different lengths: every band of the longest and of the shortest lies where the model expects it."""
+    onnx = pytest.importorskip("onnx")
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    # The sum over time of every band, of the squares: silence behind a short recording adds nothing.
+    nodes = [
+        helper.make_node("Mul", ["x", "x"], ["square"]),
+        helper.make_node("ReduceSum", ["square", "axes"], ["y"], keepdims=0),
+    ]
+    axes = helper.make_tensor("axes", onnx.TensorProto.INT64, [1], [2])
+    graph = helper.make_graph(
+        nodes, "energy", [helper.make_tensor_value_info("x", kind, ["n", 80, "t"])],
+        [helper.make_tensor_value_info("y", kind, ["n", 80])], [axes],
+    )  # fmt: skip
+    built = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
+    built.ir_version = 8
+    onnx.save(built, tmp_path / "energy.onnx")
+    model = toy.model(
+        toy.audio_profile(["3g"]), {"kind": "poisson", "rate_rps": 20},
+        batcher={"kind": "fixed", "batch_max": 4, "timeout_ms": 30}, sizes={"kind": "constant", "audio_s": 6.0},
+    )  # fmt: skip
+    for place in ("workers", "slice"):
+        live = {
+            "slices": {"kind": "cpu", "onnx": str(tmp_path / "energy.onnx")},
+            "preprocessing": {"backend": "cpu", "place": place},
+        }
+        data = toy.scenario(
+            [model], partition="2x3g.20gb", preprocessing=toy.cpu(1, 1000.0), live=live, requests=50
+        )  # fmt: skip
+        lengths = (0.5, 2.0, 6.0)
+        sounds = [speech(seconds, 16_000, seed=k) for k, seconds in enumerate(lengths)]
+        folder = tmp_path / place
+        folder.mkdir()
+        with running(folder, data) as server:
+            played = send(
+                server.grpc_port, [file_request("toy", wav(one, 16_000)) for one in sounds], [0.0] * 3,
+                keep_answers=True,
+            )  # fmt: skip
+        assert not played.errors, played.messages
+        # Features have mean 0 and standard deviation 1 in every band: their squares sum to the frames less one.
+        energies = sorted(
+            float(np.median(np.frombuffer(one.raw_output_contents[0], np.float32))) for one in played.answers
+        )
+        assert energies == pytest.approx([100 * seconds for seconds in lengths], rel=0.01)

@@ -1,6 +1,7 @@
 """A slice that runs an ONNX model under ONNX Runtime. Runs inside Triton's Python backend; tensors by DLPack only.
 
-A request brings INPUT (the tensors themselves) or SLOTS (rows of the shared memory that preprocessing wrote).
+A request brings INPUT (the tensors themselves) or SLOTS: rows of the shared memory that preprocessing wrote, or, where
+this process preprocesses too, of the shared memory that holds the encoded files.
 """
 
 import json
@@ -27,17 +28,20 @@ class TritonPythonModel:
         options.intra_op_num_threads = self.facts["threads"]
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self.session = onnxruntime.InferenceSession(self.facts["onnx"], options, providers=self.facts["providers"])
+        self.session = onnxruntime.InferenceSession(self.facts["onnx"], options, providers=self._providers())
         self.name = self.session.get_inputs()[0].name
         self.outputs = [one.name for one in self.session.get_outputs()][:1]
         self.shape = self.facts["shape"]
-        self.pool = None
+        self.pool = self.preprocessor = None
         if self.facts["pool"]:
             with open(self.facts["pool"], "r+b") as file:
                 self.memory = mmap.mmap(file.fileno(), 0)
-            size = int(np.prod(self.shape))
-            slots = np.frombuffer(self.memory, dtype=np.float32)
-            self.pool = slots.reshape(-1, self.facts["slot_floats"])[:, :size]
+            slots = np.frombuffer(self.memory, dtype=np.float32).reshape(-1, self.facts["slot_floats"])
+            self.pool = slots[:, : int(np.prod(self.shape))] if not self.facts["preprocess"] else slots.view(np.uint8)
+        if self.facts["preprocess"]:
+            from accel.executors import build_preprocessor
+
+            self.preprocessor = build_preprocessor(**self.facts["preprocess"])
         self.batches = 0
         self._run(np.zeros((1, *self.shape), dtype=np.float32))
 
@@ -59,13 +63,35 @@ class TritonPythonModel:
     def _run(self, batch):
         return self.session.run(self.outputs, {self.name: batch})[0]
 
+    def _preprocessed(self, places):
+        """Tensors of encoded files, 0 for those that cannot be decoded, and which those are."""
+        files = []
+        for place in places:
+            row = self.pool[place]
+            files.append(row[8 : 8 + int(row[:8].view(np.int64)[0])].tobytes())
+        found = np.zeros((len(places), *self.shape), dtype=np.float32)
+        bad = np.zeros(len(places), dtype=np.int64)
+        for row, tensor in enumerate(self.preprocessor.preprocess(files)):
+            if isinstance(tensor, np.ndarray) and tensor.shape[-1] <= self.shape[-1]:
+                found[row, ..., : tensor.shape[-1]] = tensor
+            else:
+                bad[row] = 1
+        return found, bad
+
     def execute(self, requests):
         """One batch: all requests that Triton hands over together."""
         start_ns = time.monotonic_ns()
-        parts = []
+        parts, status, preprocess_ns = [], [], 0
         for one in requests:
             slots = pb_utils.get_input_tensor_by_name(one, "SLOTS")
-            if slots is not None:
+            if slots is not None and self.preprocessor is not None:
+                places = np.array(np.from_dlpack(slots)).reshape(-1)
+                began_ns = time.monotonic_ns()
+                tensors, bad = self._preprocessed(places)
+                preprocess_ns += time.monotonic_ns() - began_ns
+                parts.append(tensors)
+                status.append(bad)
+            elif slots is not None:
                 places = np.array(np.from_dlpack(slots)).reshape(-1)
                 parts.append(self.pool[places].reshape(-1, *self.shape))
             else:
@@ -78,12 +104,15 @@ class TritonPythonModel:
         self.batches += 1
         responses = []
         first = 0
-        for part in parts:
+        for place, part in enumerate(parts):
             mine = answers[first : first + len(part)]
             first += len(part)
             outputs = [
                 pb_utils.Tensor.from_dlpack("OUTPUT", np.array(mine)),
                 pb_utils.Tensor.from_dlpack("PREBA", np.repeat(stages, len(part), axis=0)),
             ]
+            if status:
+                told = np.stack([np.full(len(part), preprocess_ns, dtype=np.int64), status[place]], axis=1)
+                outputs.append(pb_utils.Tensor.from_dlpack("STATUS", told))
             responses.append(pb_utils.InferenceResponse(outputs))
         return responses
