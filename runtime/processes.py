@@ -140,13 +140,16 @@ class Child:
         if self._process is not None and self._process.returncode is None:
             janitor.end_group(self._process.pid)
 
+    def log_lines(self) -> list[str]:
+        """What it has printed so far."""
+        try:
+            return self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            return []
+
     def log_tail(self) -> str:
         """The last lines of its output, indented, for an error message."""
-        try:
-            lines = self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            return ""
-        return "\n".join(f"    {line}" for line in lines[-TAIL_LINES:])
+        return "\n".join(f"    {line}" for line in self.log_lines()[-TAIL_LINES:])
 
 
 def free_ports(count: int) -> list[int]:

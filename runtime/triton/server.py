@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,10 @@ CHANNEL_OPTIONS = (
     # Calls to the loopback must not go through a proxy somebody configured for the Internet.
     ("grpc.enable_http_proxy", 0),
 )
+
+LOG_LINE = re.compile(r"[IWE]\d{4} ")
+ERROR_LINE = re.compile(r"E\d{4} |error: creating server: (?!Internal - failed to load all models)")
+COMPLAINTS = 6
 
 
 class TritonServer:
@@ -119,14 +124,27 @@ class TritonServer:
         until = time.monotonic() + timeout_s
         while not await self.is_ready():
             if not self.child.running:
-                raise ServerError(f"{self.name}: Triton ended before it was ready:\n{self.child.log_tail()}")
+                raise ServerError(f"{self.name}: Triton ended before it was ready:\n{self._complaints()}")
             if time.monotonic() > until:
                 self.child.kill()
                 raise ServerError(
                     f"{self.name}: Triton was not ready within {timeout_s:g} s (live.ready_timeout_s):\n"
-                    f"{self.child.log_tail()}"
+                    f"{self._complaints()}"
                 )
             await asyncio.sleep(ASK_EVERY_S)
+
+    def _complaints(self) -> str:
+        """The errors of its log, each once, or its end if it has none; tables are left out."""
+        lines = [line for line in self.child.log_lines() if not line.lstrip().startswith(("|", "+"))]
+        found: dict[str, str] = {}
+        for place, line in enumerate(lines):
+            if ERROR_LINE.match(line) and "CudaDriverHelper" not in line:
+                text = line.partition("] ")[2] or line
+                # The Python backend prints the exception's own lines after the first.
+                inner = [more for more in lines[place + 1 : place + 12] if more.strip() and not LOG_LINE.match(more)]
+                found.setdefault(text, "\n".join([text, *inner]))
+        shown = list(found.values())[:COMPLAINTS] or lines[-COMPLAINTS:]
+        return "\n".join(f"    {line}" for text in shown for line in text.splitlines())
 
     async def is_ready(self, timeout_s: float = 1.0) -> bool:
         """Whether it says that all its models are ready."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import subprocess
 import sys
@@ -164,7 +166,7 @@ def test_slices_that_decode_themselves_answer_as_the_definition_says(
 
 
 def test_recordings_reach_real_models_in_one_shape(toy: Any, tmp_path: Path) -> None:
-    """Recordings of different lengths: every band of the longest and of the shortest lies where the model expects it."""
+    """Recordings of different lengths: every band of each lies where the model expects it, silence behind it."""
     onnx = pytest.importorskip("onnx")
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
     # The sum over time of every band, of the squares: silence behind a short recording adds nothing.
@@ -207,3 +209,18 @@ def test_recordings_reach_real_models_in_one_shape(toy: Any, tmp_path: Path) -> 
             float(np.median(np.frombuffer(one.raw_output_contents[0], np.float32))) for one in played.answers
         )
         assert energies == pytest.approx([100 * seconds for seconds in lengths], rel=0.01)
+
+
+@pytest.mark.parametrize(("kind", "says"), [("sm-partition", "libcuda"), ("gpu", "CUDAExecutionProvider")])
+def test_slices_of_a_gpu_never_run_on_the_cpu_instead(
+    toy: Any, onnx_model: Path, tmp_path: Path, kind: str, says: str
+) -> None:
+    """Without a GPU such a server does not start, and the reason is in what it says."""
+    with contextlib.suppress(OSError):
+        ctypes.CDLL("libcuda.so.1")
+        pytest.skip("there is a CUDA driver here")
+    model = toy.model(toy.profile({"3g": {"1": 5}, "full": {"1": 5}}), {"kind": "poisson", "rate_rps": 5})
+    partition = "full" if kind == "gpu" else "2x3g.20gb"
+    data = toy.scenario([model], partition=partition, live={"slices": {"kind": kind, "onnx": str(onnx_model)}})
+    with pytest.raises(AssertionError, match=says), running(tmp_path, data):
+        pass

@@ -29,6 +29,9 @@ class TritonPythonModel:
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.session = onnxruntime.InferenceSession(self.facts["onnx"], options, providers=self._providers())
+        if self.session.get_providers()[0] != self.facts["providers"][0]:
+            # ONNX Runtime would go on with the CPU and only warn.
+            raise RuntimeError(f"ONNX Runtime cannot use {self.facts['providers'][0]} here (onnxruntime-gpu has it)")
         self.name = self.session.get_inputs()[0].name
         self.outputs = [one.name for one in self.session.get_outputs()][:1]
         self.shape = self.facts["shape"]
