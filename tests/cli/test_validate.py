@@ -1,0 +1,76 @@
+"""``preba validate`` from end to end: a live server, its simulation, the verdict and the files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from live_serving import CODE, needs_triton
+from pictures_and_speech import photographs
+
+from preba.records import read_records
+
+pytestmark = pytest.mark.slow
+
+
+def validate(scenario: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command."""
+    command = [sys.executable, "-c", CODE, "validate", str(scenario), "--repeats", "5", "--idle-requests", "20"]
+    return subprocess.run([*command, *options], capture_output=True, text=True, timeout=180, check=False)
+
+
+def test_tensors_live_and_simulated_agree_on_throughput_and_batches(toy: Any, tmp_path: Path) -> None:
+    """Seven slices of 20 to 48 ms: everything is written, the same requests are in both runs, errors are small."""
+    needs_triton()
+    model = toy.model(
+        toy.profile({"1g": {"1": 20, "8": 48}}), {"kind": "poisson", "rate_rps": 250},
+        batcher={"kind": "fixed", "batch_max": 8, "timeout_ms": 10},
+    )  # fmt: skip
+    data = toy.scenario([model], partition="7x1g.5gb", requests=1000)
+    # Wide limits: what this machine is busy with besides is no business of a test.
+    data["validation"] = {f"{name}_percent": 60.0 for name in ("mean", "p50", "p90", "p95", "p99", "batch")}
+    data["validation"] |= {"throughput_percent": 5.0, "utilization_percent": 30.0}
+    path, out = tmp_path / "scenario.yaml", tmp_path / "out"
+    path.write_text(yaml.safe_dump(data), encoding="utf-8")
+    done = validate(path, "--out", str(out), "--fresh", "2", "--json")
+    assert done.returncode == 0, done.stderr + done.stdout
+    found = json.loads(done.stdout)
+    assert found["met"]
+    assert json.loads((out / "validation.json").read_text(encoding="utf-8")) == found
+    assert {row["metric"] for row in found["rows"]} >= {"throughput", "latency mean", "latency p99", "mean batch"}
+    assert found["per_request"]["correlation"] > 0.3
+    assert any("overheads" in note for note in found["notes"])
+    measured, _ = read_records(out / "measured" / "records.parquet")
+    simulated, _ = read_records(out / "simulated" / "records.parquet")
+    assert len(measured) == len(simulated) == 1000
+    assert (measured.scheduled_ns == simulated.scheduled_ns).all()
+    assert "<h2>Quantile against quantile</h2>" in (out / "validation.html").read_text(encoding="utf-8")
+    # The calibrated scenario is a scenario: it runs again by itself.
+    again = [sys.executable, "-c", CODE, "simulate", str(out / "simulated" / "scenario.yaml"), "--json"]
+    assert subprocess.run(again, capture_output=True, timeout=60, check=False).returncode == 0
+
+
+def test_images_are_validated_and_a_missed_limit_has_its_exit_code(toy: Any, tmp_path: Path) -> None:
+    """Photographs through one core; limits nobody can meet give 1, and 0 with --report-only."""
+    needs_triton()
+    model = toy.model(
+        toy.profile({"3g": {"1": 20, "4": 30}}), {"kind": "poisson", "rate_rps": 30},
+        batcher={"kind": "fixed", "batch_max": 4, "timeout_ms": 5},
+    )  # fmt: skip
+    data = toy.scenario([model], partition="2x3g.20gb", requests=150, preprocessing=toy.cpu(1, 3000.0))
+    data["validation"] = {"p99_percent": 1e-9, "mean_percent": 1e-9}
+    path, folder = tmp_path / "scenario.yaml", tmp_path / "pictures"
+    path.write_text(yaml.safe_dump(data), encoding="utf-8")
+    folder.mkdir()
+    for name in ("coffee", "chelsea"):
+        (folder / f"{name}.jpg").write_bytes(photographs()[name])
+    done = validate(path, "--payloads", str(folder), "--fresh", "0")
+    assert done.returncode in {0, 1}, done.stderr
+    assert "missed" in done.stdout or "unsure" in done.stdout
+    assert (done.returncode == 1) == ("missed" in done.stdout)
+    assert "image preprocessing (cpu) in the server" in done.stdout
