@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from preba.records import OUTCOMES, Records, as_slice
 from preba.report.stages import STAGES, times_of_stage_ns
@@ -79,7 +80,11 @@ def latency_figures(kept: Records) -> Json:
     kept : Records
         Served requests behind the warm-up, in arrival order.
     """
-    latency_ns = kept.latency_ns
+    return latency_estimates(kept.latency_ns)
+
+
+def latency_estimates(latency_ns: NDArray[np.int64]) -> Json:
+    """The same of latencies in order of arrival, int64[n], wherever they come from."""
     levels = quantile_estimates(latency_ns, tuple(PERCENTILES.values()))
     found = {"mean": _estimate(mean_estimate(latency_ns).scaled(1 / NS_PER_MS))}
     for name, estimate in zip(PERCENTILES, levels, strict=True):

@@ -113,7 +113,12 @@ def _print(headers: tuple[str, ...], rows: list[tuple[str, ...]], console: Conso
 
 
 def validation_html(
-    found: Validated, *, title: str, measured: Records, simulated: Records, notes: list[str], scenario_text: str
+    found: Validated,
+    *,
+    title: str,
+    runs: tuple[Records, Records] | None,
+    notes: list[str],
+    scenario_text: str = "",
 ) -> str:
     """The page: errors, distributions, quantiles against each other, stages, batch sizes.
 
@@ -121,16 +126,17 @@ def validation_html(
     ----------
     found : Validated
     title : str
-    measured, simulated : Records
-        Without the warm-up.
+    runs : tuple of Records, or None
+        The measured and the simulated one without the warm-up; without them there are no distributions to draw.
     notes : list of str
         What was measured and modelled, as sentences.
     scenario_text : str
     """
     missed = len(found.missed)
     verdict = "every figure is within its limit" if not missed else f"{missed} figures are beyond their limit"
-    plots = [_distributions(measured, simulated), _quantiles(measured, simulated), _stage_bars(found)]
-    plots.append(_batch_bars(measured, simulated))
+    plots = [_stage_bars(found)] if found.stages else []
+    if runs is not None:
+        plots = [_distributions(*runs), _quantiles(*runs), *plots, _batch_bars(*runs)]
     body = [f"<h1>{literal_html(title)}</h1>", f'<p class="quiet">{verdict}</p>']
     if found.warnings:
         body.append(f'<div class="warnings">{list_items(found.warnings)}</div>')
@@ -150,7 +156,9 @@ def validation_html(
             for plot in plots
         ),
         section("What was measured and what was modelled", list_items(notes)),
-        f"<details><summary>Scenario</summary><pre>{literal_html(scenario_text)}</pre></details>",
+        f"<details><summary>Scenario</summary><pre>{literal_html(scenario_text)}</pre></details>"
+        if scenario_text
+        else "",
     ]
     return page(title, body)
 

@@ -55,6 +55,34 @@ def test_tensors_live_and_simulated_agree_on_throughput_and_batches(toy: Any, tm
     assert subprocess.run(again, capture_output=True, timeout=60, check=False).returncode == 0
 
 
+def test_runs_of_others_are_compared_without_serving_anything(toy: Any, tmp_path: Path) -> None:
+    """A perf_analyzer CSV of the scenario's closed loop, and Triton's statistics beside it."""
+    model = toy.model(
+        toy.profile({"full": {"1": 10, "4": 16}}), {"kind": "closed_loop", "outstanding": 8},
+        batcher={"kind": "greedy", "batch_max": 4},
+    )  # fmt: skip
+    path, report, out = tmp_path / "scenario.yaml", tmp_path / "report.csv", tmp_path / "out"
+    path.write_text(yaml.safe_dump(toy.scenario([model], requests=4000)), encoding="utf-8")
+    report.write_text(
+        "Concurrency,Inferences/Second,Client Send,p50 latency,p90 latency,p95 latency,p99 latency,Avg latency\n"
+        "4,1,1,1,1,1,1,1\n8,250.0,10,32000,32000,32000,32000,32000\n",
+        encoding="utf-8",
+    )
+    done = validate(path, "--measured", str(report), "--json", "--out", str(out))
+    found = json.loads(done.stdout)
+    rows = {row["metric"]: row for row in found["rows"]}
+    assert done.returncode == 0, done.stdout
+    assert rows["throughput"]["error_percent"] == pytest.approx(0, abs=0.2)
+    assert rows["latency p99"]["error_percent"] == pytest.approx(0, abs=0.2)
+    assert rows["mean batch"]["measured"] is None
+    assert "Errors" in (out / "validation.html").read_text(encoding="utf-8")
+    report.write_text(report.read_text(encoding="utf-8").replace("250.0", "200.0"), encoding="utf-8")
+    assert validate(path, "--measured", str(report)).returncode == 1
+    broken = validate(path, "--measured", str(path))
+    assert broken.returncode == 2
+    assert "not a measured run" in broken.stderr
+
+
 def test_images_are_validated_and_a_missed_limit_has_its_exit_code(toy: Any, tmp_path: Path) -> None:
     """Photographs through one core; limits nobody can meet give 1, and 0 with --report-only."""
     needs_triton()

@@ -22,6 +22,8 @@ from live_serving import INFER, Running, file_request, needs_triton, poisson, ru
 from pictures_and_speech import jpeg, photographs, speech, wav
 from PIL import Image
 
+from preba.foreign.read import read_measured
+
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("_triton")]
 
 
@@ -61,7 +63,7 @@ def address(server: Running) -> str:
 # tritonclient
 
 
-def test_tritonclient_finds_everything_it_asks_for(tensors: Running) -> None:
+def test_tritonclient_finds_everything_it_asks_for(tensors: Running, tmp_path: Path) -> None:
     """Health, metadata, configuration, index and statistics through NVIDIA's own client."""
     import tritonclient.grpc as client
 
@@ -81,10 +83,17 @@ def test_tritonclient_finds_everything_it_asks_for(tensors: Running) -> None:
         answer = triton.infer("toy", [tensor], request_id="seven")
         assert answer.get_response().id == "seven"
         assert np.array_equal(answer.as_numpy("OUTPUT"), wanted[:, :1])  # an emulated slice sends the first number back
+        statistics = triton.get_inference_statistics("toy", as_json=True)
         after = triton.get_inference_statistics("toy").model_stats[0]
         assert after.inference_count == before + 2
         with pytest.raises(client.InferenceServerException, match="unknown model"):
             triton.get_model_metadata("nobody")
+    file = tmp_path / "statistics.json"
+    file.write_text(json.dumps(statistics), encoding="utf-8")
+    found = read_measured(file, model="toy")
+    assert found.requests is not None
+    assert found.batch_mean is not None
+    assert found.stages_ms["execution"] >= 20
 
 
 def test_cancelled_calls_are_not_executed(tensors: Running) -> None:
@@ -157,12 +166,19 @@ def test_perf_analyzer_drives_tensors_open_loop(tensors: Running, analyse: Calla
     said = analyse(
         tensors, "--request-rate-range", "200", "--request-distribution", "poisson", "--request-count", "400",
         "--max-threads", "32", "-f", str(out), "--percentile", "99",
+        "--profile-export-file", str(tmp_path / "export.json"),
     )  # fmt: skip
     assert "Request count: 400" in said
     (row,) = csv.DictReader(out.read_text(encoding="utf-8").splitlines())
     assert 100 < float(row["Inferences/Second"]) < 260
     assert 20_000 <= float(row["Server Compute Infer"]) <= 48_000 * 1.5
     assert float(row["p50 latency"]) >= 20_000
+    # What perf_analyzer writes, preba reads; its two files agree on the median.
+    report, export = read_measured(out), read_measured(tmp_path / "export.json")
+    assert report.throughput_rps == float(row["Inferences/Second"])
+    assert export.latencies_ns is not None
+    assert len(export.latencies_ns) == 400
+    assert float(np.median(export.latencies_ns)) / 1e6 == pytest.approx(report.latency_ms["p50"], rel=0.02)
 
 
 def test_perf_analyzer_drives_tensors_in_batches_of_its_own(tensors: Running, analyse: Callable[..., str]) -> None:
@@ -227,6 +243,11 @@ def test_mlperf_loadgen_server_scenario_is_valid(tensors: Running, tmp_path: Pat
     triton.close()
     summary = (tmp_path / "mlperf_log_summary.txt").read_text(encoding="utf-8")
     assert "Result is : VALID" in summary, summary
+    short = read_measured(tmp_path / "mlperf_log_summary.txt")
+    long = read_measured(tmp_path / "mlperf_log_detail.txt")
+    assert short.throughput_rps == pytest.approx(long.throughput_rps, rel=1e-3)
+    assert dict(short.latency_ms) == pytest.approx(dict(long.latency_ms))
+    assert 20 <= short.latency_ms["p50"] <= short.latency_ms["p99"] <= 300
 
 
 # what requests carry

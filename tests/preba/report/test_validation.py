@@ -141,7 +141,7 @@ def test_table_and_page_show_every_figure(run: tuple[Records, dict[str, Any]]) -
     assert "+30.0 %" in text
     assert "missed" in text
     page = validation_html(
-        found, title="title <b>", measured=records, simulated=records, notes=["a note"], scenario_text="preba: 1"
+        found, title="title <b>", runs=(records, records), notes=["a note"], scenario_text="preba: 1"
     )
     assert "title &lt;b&gt;" in page
     assert page.count("data:image/svg+xml") == 4

@@ -1,0 +1,132 @@
+"""perf_analyzer's CSV report and profile-export JSON.
+
+Source of both forms: triton-inference-server/perf_analyzer, its documentation of reports and of the profile export.
+CSV times are microseconds; JSON time stamps are nanoseconds.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from preba.errors import FormatError
+from preba.foreign.measured import Measured
+from preba.units import NS_PER_S
+
+__all__ = ["looks_like_csv", "looks_like_export", "read_csv", "read_export"]
+
+LOADS = ("Concurrency", "Request Rate")
+PERCENTILES = {"p50 latency": "p50", "p90 latency": "p90", "p95 latency": "p95", "p99 latency": "p99"}
+STAGES = {"Server Queue": "batching", "Server Compute Input": "hop", "Server Compute Infer": "execution"}
+PARTS = (
+    "Client Send", "Network+Server Send/Recv", "Server Queue", "Server Compute Input", "Server Compute Infer",
+    "Server Compute Output", "Client Recv",
+)  # fmt: skip
+
+
+def looks_like_csv(text: str) -> bool:
+    """Whether a text begins as the CSV report does."""
+    head = text.lstrip("\ufeff").partition("\n")[0]
+    return head.startswith(LOADS) and "Inferences/Second" in head
+
+
+def looks_like_export(data: object) -> bool:
+    """Whether JSON data are a profile export."""
+    return isinstance(data, Mapping) and isinstance(data.get("experiments"), list)
+
+
+def read_csv(text: str, *, origin: str, load: float | None = None) -> Measured:
+    """Read the row for one load.
+
+    Parameters
+    ----------
+    text : str
+    origin : str
+        Name of the file.
+    load : float, optional
+        The scenario's concurrency or rate; needed where the file has several rows.
+
+    Raises
+    ------
+    FormatError
+        It is not such a file, has no such row, or a figure is no number.
+    """
+    rows = list(csv.DictReader(io.StringIO(text.lstrip("\ufeff"))))
+    if not rows or not looks_like_csv(text):
+        raise FormatError(f"{origin}: no perf_analyzer CSV: its header begins with Concurrency or Request Rate")
+    column = next(name for name in LOADS if name in rows[0])
+    chosen = rows
+    if len(rows) > 1:
+        chosen = [
+            row for row in rows if load is not None and math.isclose(_number(row, column, origin), load, rel_tol=1e-6)
+        ]
+        if len(chosen) != 1:
+            have = ", ".join(str(row[column]) for row in rows)
+            raise FormatError(f"{origin}: has rows for {column} {have}; the scenario's load is {load}")
+    row = chosen[0]
+    latency = {ours: _number(row, name, origin) / 1e3 for name, ours in PERCENTILES.items() if row.get(name)}
+    if row.get("Avg latency"):
+        latency["mean"] = _number(row, "Avg latency", origin) / 1e3
+    elif all(row.get(name) for name in PARTS):
+        latency["mean"] = sum(_number(row, name, origin) for name in PARTS) / 1e3
+    stages: dict[str, float] = {}
+    for name, ours in STAGES.items():
+        if row.get(name):
+            stages[ours] = stages.get(ours, 0.0) + _number(row, name, origin) / 1e3
+    return Measured(
+        source=f"perf_analyzer CSV {origin} ({column} {row[column]})",
+        throughput_rps=_number(row, "Inferences/Second", origin),
+        latency_ms=latency,
+        stages_ms=stages,
+    )
+
+
+def _number(row: Mapping[str, str | None], name: str, origin: str) -> float:
+    try:
+        return float(row[name] or "")
+    except (KeyError, ValueError):
+        raise FormatError(f"{origin}: {name}: not a number: {row.get(name)!r}") from None
+
+
+def read_export(data: Mapping[str, Any], *, origin: str, load: float | None = None) -> Measured:
+    """Read one experiment of a profile export: every request's latency, from its time stamp to its last response.
+
+    Raises
+    ------
+    FormatError
+        It has no such experiment, or a request lacks its time stamps.
+    """
+    experiments = data["experiments"]
+    if len(experiments) > 1:
+        experiments = [one for one in experiments if one.get("experiment", {}).get("value") == load]
+    if len(experiments) != 1:
+        have = [one.get("experiment", {}).get("value") for one in data["experiments"]]
+        raise FormatError(f"{origin}: has experiments {have}; the scenario's load is {load}")
+    pairs = []
+    failed = 0
+    for number, request in enumerate(experiments[0].get("requests", [])):
+        try:
+            answers = request["response_timestamps"]
+            if not answers:
+                failed += 1
+                continue
+            pairs.append((int(request["timestamp"]), int(answers[-1])))
+        except (KeyError, TypeError, ValueError):
+            raise FormatError(f"{origin}: experiments[0].requests[{number}]: no time stamps") from None
+    if not pairs:
+        raise FormatError(f"{origin}: holds no answered request")
+    times = np.array(sorted(pairs), dtype=np.int64)
+    span_ns = int(times[:, 1].max() - times[:, 0].min())
+    notes = (f"{failed} requests of {origin} have no response",) if failed else ()
+    return Measured(
+        source=f"perf_analyzer profile export {origin}",
+        throughput_rps=len(times) * NS_PER_S / max(span_ns, 1),
+        latencies_ns=times[:, 1] - times[:, 0],
+        requests=len(times),
+        notes=notes,
+    )
