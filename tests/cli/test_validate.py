@@ -31,7 +31,7 @@ def test_tensors_live_and_simulated_agree_on_throughput_and_batches(toy: Any, tm
         toy.profile({"1g": {"1": 20, "8": 48}}), {"kind": "poisson", "rate_rps": 250},
         batcher={"kind": "fixed", "batch_max": 8, "timeout_ms": 10},
     )  # fmt: skip
-    data = toy.scenario([model], partition="7x1g.5gb", requests=1000)
+    data = toy.scenario([model], partition="7x1g.5gb", requests=600)
     # Wide limits: what this machine is busy with besides is no business of a test.
     data["validation"] = {f"{name}_percent": 60.0 for name in ("mean", "p50", "p90", "p95", "p99", "batch")}
     data["validation"] |= {"throughput_percent": 5.0, "utilization_percent": 30.0}
@@ -47,7 +47,7 @@ def test_tensors_live_and_simulated_agree_on_throughput_and_batches(toy: Any, tm
     assert any("overheads" in note for note in found["notes"])
     measured, _ = read_records(out / "measured" / "records.parquet")
     simulated, _ = read_records(out / "simulated" / "records.parquet")
-    assert len(measured) == len(simulated) == 1000
+    assert len(measured) == len(simulated) == 600
     assert (measured.scheduled_ns == simulated.scheduled_ns).all()
     assert "<h2>Quantile against quantile</h2>" in (out / "validation.html").read_text(encoding="utf-8")
     # The calibrated scenario is a scenario: it runs again by itself.

@@ -122,7 +122,8 @@ def test_cancelled_calls_are_not_executed(tensors: Running) -> None:
             given_up = sum(each.cancelled() for each in calls)
         time.sleep(0.3)
         assert given_up > 100
-        assert executed() - before <= 300 - given_up + 7 * 8
+        # While the cancellations travel, each slice may take another batch or two.
+        assert executed() - before <= 300 - given_up + 3 * 7 * 8
         tensor = client.InferInput("INPUT", [1, 4], "FP32")
         tensor.set_data_from_numpy(np.zeros((1, 4), dtype=np.float32))
         assert triton.infer("toy", [tensor]).as_numpy("OUTPUT").shape == (1, 1)
