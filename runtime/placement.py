@@ -113,8 +113,9 @@ def place_slice(
     pool: TensorPool | None,
     *,
     native: bool,
+    instances_of_all: int = 0,
 ) -> AnySlice:
-    """The slice and the server that will execute on it."""
+    """The slice and the server that will execute on it; with ``instances_of_all``, on all slices."""
     unit = resolved.slices[index]
     kind = resolved.scenario.live.slices
     if isinstance(kind, EmulatedSlices) and kind.null:
@@ -125,7 +126,8 @@ def place_slice(
     instances = batcher.instances_per_slice if batcher is not None else 1
     slice_model, environment = _slice_model(resolved, model, index, batch_max, longest_ns, pool)
     if isinstance(slice_model, EmulatedModel):
-        slice_model = replace(slice_model, instances=instances)
+        slice_model = replace(slice_model, instances=instances, one_server=instances_of_all > 0)
+        instances = instances_of_all or instances
     repository = write_repository(
         workplace.folder / name, model.config.name, slice_model, batch_max=batch_max, instances=instances,
         batcher=batcher,
@@ -223,12 +225,29 @@ def is_native(resolved: ResolvedScenario) -> bool:
     policy. Everything else is the front end's.
     """
     scenario = resolved.scenario
-    return (
-        scenario.server.topology == "per_slice"
-        and len(resolved.models) == 1
+    asked = scenario.live.batching
+    possible = (
+        len(resolved.models) == 1
         and isinstance(resolved.models[0].config.batcher, TritonBatcher | NoBatching)
         and preprocessing_backend(resolved) == "none"
     )
+    if asked != "triton":
+        return asked == "auto" and possible and scenario.server.topology == "per_slice"
+    if not possible:
+        raise UnsupportedError(
+            "scenario.live.batching: triton: needs one model with Triton's batcher (or none) and nothing to preprocess"
+        )
+    if scenario.server.topology == "central":
+        profiles = {resolved.slices[index].profile for index in resolved.models[0].slice_indices}
+        emulated = isinstance(scenario.live.slices, EmulatedSlices) and not scenario.live.slices.null
+        batcher = resolved.models[0].config.batcher
+        several = isinstance(batcher, TritonBatcher) and batcher.instances_per_slice > 1
+        if len(profiles) > 1 or not emulated or several:
+            raise UnsupportedError(
+                "scenario.live.batching: triton: one server for all slices needs emulated slices of one profile, with "
+                "one instance each; server.topology: per_slice gives each slice a server"
+            )
+    return True
 
 
 def preprocessing_backend(resolved: ResolvedScenario) -> str:

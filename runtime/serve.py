@@ -144,10 +144,11 @@ class LiveServer:
             if workers is not None:
                 self._stack.callback(workers.close)
                 starting.append(workers.start())
-            for index in model.slice_indices:
+            together = native and self.resolved.scenario.server.topology == "central"
+            for index in model.slice_indices[:1] if together else model.slice_indices:
                 one = place_slice(
                     self.resolved, self.workplace, install, model, servers, index, longest_ns[model.index], pool,
-                    native=native,
+                    native=native, instances_of_all=len(model.slice_indices) if together else 0,
                 )  # fmt: skip
                 self.slices[index] = one
                 starting.append(one.start())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +35,7 @@ from preba.scenario.schema import Overheads, Run, Scenario
 from preba.serving import plan_servers
 from preba.trace import Trace
 from runtime.load.run import Played, Target, play
-from runtime.placement import longest_audio_ns, preprocessing_backend, worker_count
+from runtime.placement import is_native, longest_audio_ns, preprocessing_backend, worker_count
 from runtime.profiling import Plan, measure_model, profile_of, this_machine
 from sim.context import report_context
 from sim.run import DEFAULT_ENGINE, Simulation, simulate
@@ -57,6 +58,8 @@ class ValidationPlan:
         Batches per point of the latency profile.
     idle_requests : int
         Sent one after another to find the overheads.
+    busy_batches : int
+        Per slice, full ones, to find how soon a slice starts its next.
     fresh : int
         Fresh draws that are simulated too.
     payloads : Path or None
@@ -67,6 +70,7 @@ class ValidationPlan:
 
     repeats: int = 30
     idle_requests: int = 80
+    busy_batches: int = 40
     fresh: int = 5
     payloads: Path | None = None
     warmup_requests: int = 40
@@ -124,12 +128,13 @@ def live_and_simulated(resolved: ResolvedScenario, plan: ValidationPlan, say: Sa
     profiles = [measured_profile(resolved, model, plan) for model in resolved.models]
     say("starting the live server")
     with served(resolved) as url:
-        say("measuring overheads, one request at a time")
+        say("measuring overheads, one request at a time and with all slices busy")
         idle = play(
             one_at_a_time(resolved, plan.idle_requests), Target(url), payloads=plan.payloads,
             warmup_requests=plan.warmup_requests,
         )  # fmt: skip
-        calibration = calibrate(resolved, profiles, idle)
+        busy = play(all_busy(resolved, plan.busy_batches), Target(url), payloads=plan.payloads, warmup_requests=0)
+        calibration = calibrate(resolved, profiles, idle, busy)
         say(f"playing {resolved.scenario.run.requests or 'the'} requests")
         played = play(resolved, Target(url), payloads=plan.payloads, warmup_requests=plan.warmup_requests)
     say("simulating the same trace")
@@ -152,8 +157,7 @@ def with_warmup(resolved: ResolvedScenario) -> ResolvedScenario:
 def measured_profile(resolved: ResolvedScenario, model: ResolvedModel, plan: ValidationPlan) -> LatencyProfile:
     """Measures a model's execution times through Triton, at the batches its batchers may form."""
     longest_ns = longest_audio_ns(resolved)[model.index]
-    limit = max(server.plan.batch_max for server in plan_servers(resolved, model, longest_ns))
-    limit = min(limit, *(model.profile.batch_max(resolved.slices[index].profile) for index in model.slice_indices))
+    limit = batch_limit(resolved, model)
     batches = tuple(
         sorted({size for size in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128) if size < limit} | {limit})
     )
@@ -163,7 +167,15 @@ def measured_profile(resolved: ResolvedScenario, model: ResolvedModel, plan: Val
         lengths_s = tuple(sorted({*np.arange(2.5, longest_s, 2.5).round(3).tolist(), round(longest_s, 3)}))
     measuring = Plan(batches, lengths_s, warmup=3, repeats=plan.repeats)
     points = asyncio.run(measure_model(resolved, model, measuring))
-    return profile_of(resolved, model, measuring, points, name=f"{model.config.name}-measured")
+    name = f"{model.config.name}-measured"
+    return profile_of(resolved, model, measuring, points, name=name, computing_only=is_native(resolved))
+
+
+def batch_limit(resolved: ResolvedScenario, model: ResolvedModel) -> int:
+    """Largest batch a model's batchers may form."""
+    longest_ns = longest_audio_ns(resolved)[model.index]
+    wanted = max(server.plan.batch_max for server in plan_servers(resolved, model, longest_ns))
+    return min(wanted, *(model.profile.batch_max(resolved.slices[index].profile) for index in model.slice_indices))
 
 
 def one_at_a_time(resolved: ResolvedScenario, requests: int) -> ResolvedScenario:
@@ -188,7 +200,52 @@ def one_at_a_time(resolved: ResolvedScenario, requests: int) -> ResolvedScenario
     return resolve(other, folder=resolved.folder)
 
 
-def calibrate(resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], idle: Played) -> Calibration:
+def all_busy(resolved: ResolvedScenario, batches: int) -> ResolvedScenario:
+    """The scenario with so many clients that every slice always has a full batch waiting, and other draws."""
+    scenario = resolved.scenario
+    models, requests = [], 0
+    for model in resolved.models:
+        limit = batch_limit(resolved, model)
+        outstanding = min(2 * limit * len(model.slice_indices), scenario.live.requests_max)
+        requests += max(limit * len(model.slice_indices) * batches, 2 * outstanding)
+        loop = ClosedLoopArrivals(kind="closed_loop", outstanding=outstanding)
+        models.append(model.config.model_copy(update={"arrivals": loop}))
+    run = Run(requests=requests, warmup_requests=0)
+    other = scenario.model_copy(
+        update={"models": tuple(models), "run": run, "seed": scenario.seed + 2_000_003, "events": ()}
+    )
+    return resolve(other, folder=resolved.folder)
+
+
+def turnaround_us(resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], busy: Records) -> tuple[float, int]:
+    """How long a busy slice takes from the end of one batch, as the profile has it, to the start of the next.
+
+    Returns
+    -------
+    tuple
+        Microseconds (the median), and of how many pairs of batches.
+    """
+    records = busy.select(busy.served)
+    rows = np.unique(records.batch_id, return_index=True)[1]
+    gaps = []
+    for slice_index in np.unique(records.slice_index[rows]):
+        mine = rows[records.slice_index[rows] == slice_index]
+        mine = mine[np.argsort(records.execution_start_ns[mine])]
+        for row, after in itertools.pairwise(mine[2:-1]):
+            if records.enqueued_ns[after] > records.execution_end_ns[row]:
+                continue  # the slice had nothing to do
+            model = resolved.models[int(records.model_index[row])]
+            members = records.batch_id == records.batch_id[row]
+            length_ns = int(records.audio_ns[members].max()) if model.profile.modality == "audio" else None
+            kind = resolved.slices[int(slice_index)].profile
+            took_ns = profiles[model.index].latency_ns(kind, max(int(records.batch_units[row]), 1), length_ns)
+            gaps.append(int(records.execution_start_ns[after] - records.execution_start_ns[row]) - took_ns)
+    return (max(float(np.median(gaps)), 0.0) / 1e3 if gaps else 0.0), len(gaps)
+
+
+def calibrate(
+    resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], idle: Played, busy: Played
+) -> Calibration:
     """Puts what was measured into the scenario: profiles, preprocessing costs, overheads.
 
     Parameters
@@ -198,6 +255,8 @@ def calibrate(resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], id
         Per model.
     idle : Played
         One request at a time: nothing waits for another, so what is neither work nor a batcher's delay is overhead.
+    busy : Played
+        All slices always busy.
     """
     scenario = resolved.scenario
     records = idle.result.records.select(idle.result.records.served)
@@ -226,19 +285,24 @@ def calibrate(resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], id
                     f"{modality} preprocessing ({backend}) in the server: {section.fixed_us.value:.0f} us and "
                     f"{slope.value:.0f} us per {unit}; {section.fixed_us.notes}"
                 )
-    front_us, response_us = _overheads(resolved, profiles, records)
-    given = scenario.server.overheads
-    overheads = Overheads(frontend_us=front_us, turnaround_us=given.turnaround_us, response_us=response_us)
-    notes.append(
-        f"overheads: {front_us:.0f} us from the generator to the batcher beyond preprocessing, {response_us:.0f} us "
-        f"from the batch's answer to the client's ({len(records)} requests one at a time, medians)"
-    )
     models = tuple(
         model.model_copy(update={"execution_profile": profile})
         for model, profile in zip(scenario.models, profiles, strict=True)
     )
+    changes["models"] = models
+    if is_native(resolved):
+        front_us, response_us = _overheads_around_triton(resolved, scenario.model_copy(update=changes), records)
+    else:
+        front_us, response_us = _overheads(resolved, profiles, records)
+    again_us, pairs = turnaround_us(resolved, profiles, busy.result.records)
+    overheads = Overheads(frontend_us=front_us, turnaround_us=again_us, response_us=response_us)
+    notes.append(f"turnaround: {again_us:.0f} us from one full batch to the next on a slice ({pairs} pairs, median)")
+    notes.append(
+        f"overheads: {front_us:.0f} us from the generator to the batcher beyond preprocessing, {response_us:.0f} us "
+        f"from the batch's answer to the client's ({len(records)} requests one at a time, medians)"
+    )
     server = scenario.server.model_copy(update={"overheads": overheads})
-    changes |= {"models": models, "server": server}
+    changes["server"] = server
     return Calibration(scenario.model_copy(update=changes), tuple(notes))
 
 
@@ -276,6 +340,23 @@ def _overheads(resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], r
         round_trip_ns[row] = profile.latency_ns(kind, max(int(records.batch_size[row]), 1), length_ns)
     after_ns = records.completed_ns - records.dispatched_ns - round_trip_ns
     return max(float(np.median(before_ns)), 0.0) / 1e3, max(float(np.median(after_ns)), 0.0) / 1e3
+
+
+def _overheads_around_triton(resolved: ResolvedScenario, without: Scenario, idle: Records) -> tuple[float, float]:
+    """Microseconds before and after Triton's batcher and instance, which cannot be seen from outside.
+
+    Their sum is what the idle run took longer than its simulation without overheads; after the batch's end comes what
+    passed from the slice's own stamp to the client, the rest before it.
+    """
+    probe = one_at_a_time(resolve(without, folder=resolved.folder), len(idle))
+    expected = simulate(probe, engine=DEFAULT_ENGINE).result.records
+    total_us = float(np.median(idle.latency_ns) - np.median(expected.latency_ns[expected.served])) / 1e3
+    profile = probe.models[0].execution
+    kind = resolved.slices[resolved.models[0].slice_indices[0]].profile
+    outside_ns = profile.latency_ns(kind, 1) - np.median(idle.execution_end_ns - idle.execution_start_ns)
+    after_us = float(np.median(idle.completed_ns - idle.execution_end_ns) - outside_ns / 2) / 1e3
+    response_us = min(max(after_us, 0.0), max(total_us, 0.0))
+    return max(total_us, 0.0) - response_us, response_us
 
 
 def compare_runs(

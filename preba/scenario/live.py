@@ -75,6 +75,10 @@ class Live(StrictModel):
 
     slices: AnySlices = EmulatedSlices(kind="emulated")
     preprocessing: LivePreprocessing = LivePreprocessing()
+    batching: Literal["auto", "front_end", "triton"] = "auto"
+    """Who batches where the policy is Triton's: preba's front end, or Triton itself. ``auto``: Triton where each slice
+    has a server of its own and nothing is preprocessed. ``triton`` with ``server.topology: central``: one server with
+    an instance per slice (emulated)."""
     requests_max: PositiveInt = 512
     """Requests inside the server; one more is refused at once."""
     payload_max_mib: PositiveFloat = 32.0

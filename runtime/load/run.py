@@ -275,6 +275,12 @@ def records_of(observed: Observed, trace: Trace, messages: Sequence[Messages]) -
               "audio_ns": audio_ns}  # fmt: skip
     filled["batch_size"] = np.where(served, np.maximum(filled["batch_size"], 1), 0).astype(np.int32)
     filled["batch_units"] = np.where(served, np.maximum(filled["batch_units"], 1), 0).astype(np.int32)
+    # A Triton server that batches for itself says how many requests a batch had, not how many units.
+    untold = served & (filled["batch_units"] < filled["batch_size"]) & (filled["batch_id"] >= 0)
+    if untold.any():
+        _, group = np.unique(filled["batch_id"][untold], return_inverse=True)
+        units = np.bincount(group, weights=trace.batch_units[untold])
+        filled["batch_units"][untold] = units[group].astype(np.int32)
     return Records(**{name: filled[name] for name in column_names()})
 
 

@@ -33,12 +33,15 @@ class EmulatedModel:
     slice_index : int
     instances : int
         Several share the slice: they execute one after another.
+    one_server : bool
+        The server stands for all slices, an instance each.
     """
 
     times_ns: list[list[int]]
     by_length: bool
     slice_index: int
     instances: int = 1
+    one_server: bool = False
 
     def write(self, folder: Path) -> None:
         """Writes model.py and its table."""
@@ -48,6 +51,7 @@ class EmulatedModel:
             "grid_s": LENGTH_GRID_NS / 1e9 if self.by_length else 0,
             "slice_index": self.slice_index,
             "instances": self.instances,
+            "one_server": self.one_server,
         }
         (folder / "table.json").write_text(json.dumps(table), encoding="utf-8")
 

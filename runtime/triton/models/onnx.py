@@ -13,6 +13,8 @@ import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils
 
+NUMBER_STEP = 4096
+
 
 class TritonPythonModel:
     """Runs the model beside this file."""
@@ -101,9 +103,9 @@ class TritonPythonModel:
                 parts.append(np.from_dlpack(pb_utils.get_input_tensor_by_name(one, "INPUT")))
         answers = np.asarray(self._run(np.concatenate(parts) if len(parts) > 1 else np.ascontiguousarray(parts[0])))
         answers = answers.reshape(len(answers), -1).astype(np.float32)
-        stages = np.array(
-            [[start_ns, time.monotonic_ns(), self.batches, len(requests), self.facts["slice_index"]]], dtype=np.int64
-        )
+        place = self.facts["slice_index"]
+        number = self.batches * NUMBER_STEP + place  # different from every other slice's
+        stages = np.array([[start_ns, time.monotonic_ns(), number, len(requests), place]], dtype=np.int64)
         self.batches += 1
         responses = []
         first = 0
