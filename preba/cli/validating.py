@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,15 @@ import numpy as np
 
 from accel.measure import line_through
 from preba.arrival_kinds import ClosedLoopArrivals
+from preba.batchers import GreedyBatching
+from preba.batching.triton_config import TritonBatcher
 from preba.cli.load import measured_summary
 from preba.cli.served import served
 from preba.cli.simulate import run_and_summarise
 from preba.figures import Figure
 from preba.preprocessing import CpuPreprocessing, NoPreprocessing
 from preba.preprocessing_costs import AudioCost, CpuCosts, ImageCost
-from preba.profile import LatencyProfile
+from preba.profile import LatencyProfile, profile_from_dict
 from preba.records import Records
 from preba.report.context import ReportContext
 from preba.report.summary import summarise
@@ -44,6 +46,7 @@ __all__ = ["Calibration", "Compared", "ValidationPlan", "calibrate", "compare_ru
 
 Say = Callable[[str], None]
 WARMUP_SHARE = 0.05
+GAPS_MIN = 5
 IDLE_THINK_MS = 2.0
 IDLE_THINK_MAX_MS = 100.0
 
@@ -126,14 +129,21 @@ def live_and_simulated(resolved: ResolvedScenario, plan: ValidationPlan, say: Sa
     resolved = with_warmup(resolved)
     say("measuring latency profiles through Triton")
     profiles = [measured_profile(resolved, model, plan) for model in resolved.models]
+    say("measuring busy slices")
+    largest = max(batch_limit(resolved, model) for model in resolved.models)
+    sizes = sorted({1, max(largest // 2, 1), largest})
+    with served(kept_busy(resolved, plan.busy_batches, largest)) as url:
+        busy = [
+            play(kept_busy(resolved, plan.busy_batches, size), Target(url), payloads=plan.payloads, warmup_requests=0)
+            for size in sizes
+        ]
     say("starting the live server")
     with served(resolved) as url:
-        say("measuring overheads, one request at a time and with all slices busy")
+        say("measuring overheads, one request at a time")
         idle = play(
             one_at_a_time(resolved, plan.idle_requests), Target(url), payloads=plan.payloads,
             warmup_requests=plan.warmup_requests,
         )  # fmt: skip
-        busy = play(all_busy(resolved, plan.busy_batches), Target(url), payloads=plan.payloads, warmup_requests=0)
         calibration = calibrate(resolved, profiles, idle, busy)
         say(f"playing {resolved.scenario.run.requests or 'the'} requests")
         played = play(resolved, Target(url), payloads=plan.payloads, warmup_requests=plan.warmup_requests)
@@ -200,51 +210,92 @@ def one_at_a_time(resolved: ResolvedScenario, requests: int) -> ResolvedScenario
     return resolve(other, folder=resolved.folder)
 
 
-def all_busy(resolved: ResolvedScenario, batches: int) -> ResolvedScenario:
-    """The scenario with so many clients that every slice always has a full batch waiting, and other draws."""
+def kept_busy(resolved: ResolvedScenario, batches: int, batch: int) -> ResolvedScenario:
+    """The scenario with batchers that never wait and so many clients that slices always have about `batch` waiting."""
     scenario = resolved.scenario
     models, requests = [], 0
     for model in resolved.models:
         limit = batch_limit(resolved, model)
-        outstanding = min(2 * limit * len(model.slice_indices), scenario.live.requests_max)
-        requests += max(limit * len(model.slice_indices) * batches, 2 * outstanding)
+        plain: Any = GreedyBatching(kind="greedy", batch_max=limit)
+        if is_native(resolved):
+            plain = TritonBatcher(kind="triton", max_batch_size=limit)
+        outstanding = min(2 * batch * len(model.slice_indices), scenario.live.requests_max)
+        requests += max(batch * len(model.slice_indices) * batches, 2 * outstanding)
         loop = ClosedLoopArrivals(kind="closed_loop", outstanding=outstanding)
-        models.append(model.config.model_copy(update={"arrivals": loop}))
+        fields = {"batcher": plain, "arrivals": loop, "priority_shares": None, "timeout_ms": 0.0}
+        models.append(model.config.model_copy(update=fields))
     run = Run(requests=requests, warmup_requests=0)
-    other = scenario.model_copy(
-        update={"models": tuple(models), "run": run, "seed": scenario.seed + 2_000_003, "events": ()}
-    )
+    seed = scenario.seed + 2_000_003 + batch
+    other = scenario.model_copy(update={"models": tuple(models), "run": run, "seed": seed, "events": ()})
     return resolve(other, folder=resolved.folder)
 
 
-def turnaround_us(resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], busy: Records) -> tuple[float, int]:
-    """How long a busy slice takes from the end of one batch, as the profile has it, to the start of the next.
+@dataclass(frozen=True)
+class Gap:
+    """What a slice takes from one batch to the next beyond its profile: ``fixed_us + per_request_us * batch``."""
 
-    Returns
-    -------
-    tuple
-        Microseconds (the median), and of how many pairs of batches.
-    """
-    records = busy.select(busy.served)
-    rows = np.unique(records.batch_id, return_index=True)[1]
-    gaps = []
-    for slice_index in np.unique(records.slice_index[rows]):
-        mine = rows[records.slice_index[rows] == slice_index]
-        mine = mine[np.argsort(records.execution_start_ns[mine])]
-        for row, after in itertools.pairwise(mine[2:-1]):
-            if records.enqueued_ns[after] > records.execution_end_ns[row]:
-                continue  # the slice had nothing to do
-            model = resolved.models[int(records.model_index[row])]
-            members = records.batch_id == records.batch_id[row]
-            length_ns = int(records.audio_ns[members].max()) if model.profile.modality == "audio" else None
-            kind = resolved.slices[int(slice_index)].profile
-            took_ns = profiles[model.index].latency_ns(kind, max(int(records.batch_units[row]), 1), length_ns)
-            gaps.append(int(records.execution_start_ns[after] - records.execution_start_ns[row]) - took_ns)
-    return (max(float(np.median(gaps)), 0.0) / 1e3 if gaps else 0.0), len(gaps)
+    fixed_us: float
+    per_request_us: float
+    pairs: int
+
+
+def gap_between_batches(resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], busy: Sequence[Played]) -> Gap:
+    """Measure it from runs in which slices never wait for requests: a line through the medians of each batch size."""
+    found: dict[int, list[float]] = {}
+    for played in busy:
+        records = played.result.records.select(played.result.records.served)
+        rows = np.unique(records.batch_id, return_index=True)[1]
+        for slice_index in np.unique(records.slice_index[rows]):
+            mine = rows[records.slice_index[rows] == slice_index]
+            mine = mine[np.argsort(records.execution_start_ns[mine])]
+            for row, after in itertools.pairwise(mine[2:-1]):
+                if records.enqueued_ns[after] > records.execution_end_ns[row]:
+                    continue  # the slice had nothing to do
+                took_ns = _expected_ns(resolved, profiles, records, int(row))
+                size = int(records.batch_size[row])
+                between_ns = int(records.execution_start_ns[after] - records.execution_start_ns[row])
+                found.setdefault(size, []).append((between_ns - took_ns) / 1e3)
+    enough = {size: float(np.median(gaps)) for size, gaps in found.items() if len(gaps) >= GAPS_MIN}
+    if not enough:
+        return Gap(0.0, 0.0, 0)
+    pairs = sum(len(found[size]) for size in enough)
+    sizes, medians = np.array(list(enough)), np.array(list(enough.values()))
+    if len(enough) == 1:
+        return Gap(max(float(medians[0]), 0.0), 0.0, pairs)
+    weights = np.sqrt([len(found[size]) for size in enough])
+    slope, fixed = (float(value) for value in np.polyfit(sizes, medians, 1, w=weights))
+    return Gap(max(fixed, 0.0), max(slope, 0.0), pairs)
+
+
+def _expected_ns(resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], records: Records, row: int) -> int:
+    """What the profile says of the batch that a request was in."""
+    model = resolved.models[int(records.model_index[row])]
+    length_ns = None
+    if model.profile.modality == "audio":
+        length_ns = int(records.audio_ns[records.batch_id == records.batch_id[row]].max())
+    kind = resolved.slices[int(records.slice_index[row])].profile
+    return profiles[model.index].latency_ns(kind, max(int(records.batch_units[row]), 1), length_ns)
+
+
+def with_cost_per_request(profile: LatencyProfile, per_request_us: float) -> LatencyProfile:
+    """The profile with so much added for each request of a batch: what handing it over takes the slice."""
+
+    def more(row: Mapping[int, float]) -> dict[int, float]:
+        return {batch: round(value + per_request_us * batch / 1e3, 4) for batch, value in row.items()}
+
+    data = profile.model_dump(mode="json", exclude_defaults=True)
+    table, by_length = profile.table, profile.table_by_length_s
+    if table is not None:
+        data["table"] = {name: more(row) for name, row in table.items()}
+    if by_length is not None:
+        data["table_by_length_s"] = {
+            name: {length: more(row) for length, row in rows.items()} for name, rows in by_length.items()
+        }
+    return profile_from_dict(data, origin="measured profile")
 
 
 def calibrate(
-    resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], idle: Played, busy: Played
+    resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], idle: Played, busy: Sequence[Played]
 ) -> Calibration:
     """Puts what was measured into the scenario: profiles, preprocessing costs, overheads.
 
@@ -255,8 +306,8 @@ def calibrate(
         Per model.
     idle : Played
         One request at a time: nothing waits for another, so what is neither work nor a batcher's delay is overhead.
-    busy : Played
-        All slices always busy.
+    busy : sequence of Played
+        Slices always busy, with batches of several sizes.
     """
     scenario = resolved.scenario
     records = idle.result.records.select(idle.result.records.served)
@@ -285,6 +336,8 @@ def calibrate(
                     f"{modality} preprocessing ({backend}) in the server: {section.fixed_us.value:.0f} us and "
                     f"{slope.value:.0f} us per {unit}; {section.fixed_us.notes}"
                 )
+    gap = gap_between_batches(resolved, profiles, busy)
+    profiles = [with_cost_per_request(profile, gap.per_request_us) for profile in profiles]
     models = tuple(
         model.model_copy(update={"execution_profile": profile})
         for model, profile in zip(scenario.models, profiles, strict=True)
@@ -294,9 +347,11 @@ def calibrate(
         front_us, response_us = _overheads_around_triton(resolved, scenario.model_copy(update=changes), records)
     else:
         front_us, response_us = _overheads(resolved, profiles, records)
-    again_us, pairs = turnaround_us(resolved, profiles, busy.result.records)
-    overheads = Overheads(frontend_us=front_us, turnaround_us=again_us, response_us=response_us)
-    notes.append(f"turnaround: {again_us:.0f} us from one full batch to the next on a slice ({pairs} pairs, median)")
+    overheads = Overheads(frontend_us=front_us, turnaround_us=gap.fixed_us, response_us=response_us)
+    notes.append(
+        f"between two batches of a busy slice, beyond the profile: {gap.fixed_us:.0f} us and {gap.per_request_us:.0f} us "
+        f"a request ({gap.pairs} pairs of batches, medians by size)"
+    )
     notes.append(
         f"overheads: {front_us:.0f} us from the generator to the batcher beyond preprocessing, {response_us:.0f} us "
         f"from the batch's answer to the client's ({len(records)} requests one at a time, medians)"
