@@ -349,8 +349,8 @@ def calibrate(
         front_us, response_us = _overheads(resolved, profiles, records)
     overheads = Overheads(frontend_us=front_us, turnaround_us=gap.fixed_us, response_us=response_us)
     notes.append(
-        f"between two batches of a busy slice, beyond the profile: {gap.fixed_us:.0f} us and {gap.per_request_us:.0f} us "
-        f"a request ({gap.pairs} pairs of batches, medians by size)"
+        f"between two batches of a busy slice, beyond the profile: {gap.fixed_us:.0f} us and "
+        f"{gap.per_request_us:.0f} us a request ({gap.pairs} pairs of batches, medians by size)"
     )
     notes.append(
         f"overheads: {front_us:.0f} us from the generator to the batcher beyond preprocessing, {response_us:.0f} us "
