@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo serve-demo test check lint types contract pytest test-numpy1 exhaustive bench papers readme clean
+.PHONY: demo serve-demo test check lint types contract pytest test-numpy1 exhaustive bench papers validation readme clean
 
 demo: $(STAMP)  ## PREBA's what-if: CPU, DPU and ideal preprocessing on 1g(7x) and 7g(1x)
 	$(BIN)/preba demo --out out/demo
@@ -55,10 +55,16 @@ bench: $(STAMP)  ## timings, printed and never asserted
 readme: $(STAMP)  ## put the demo's output and picture into README.md again
 	$(BIN)/python docs/make_readme.py
 
+validation: $(STAMP)  ## measure every comparison of docs/validation.md again (live servers, half an hour) and write it
+	$(BIN)/python docs/make_validation.py measure
+	$(BIN)/python docs/make_validation.py write
+
 papers: $(STAMP)  ## derive profiles from published numbers, fit PREBA's open parameters, compare with the paper
 	$(BIN)/python papers/parvagpu/make_profiles.py
 	$(BIN)/python papers/migprofiler/make_profiles.py
 	$(BIN)/python papers/mlperf/make_profiles.py
+	$(BIN)/python papers/parvagpu/predict.py
+	$(BIN)/python papers/mlperf/predict.py
 	$(BIN)/python papers/preba/make_profiles.py
 	$(BIN)/python papers/preba/fit.py
 	$(BIN)/python papers/preba/compare.py

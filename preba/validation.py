@@ -24,5 +24,5 @@ class Validation(StrictModel):
     p90_percent: PositiveFloat = 3.0
     p95_percent: PositiveFloat = 3.0
     p99_percent: PositiveFloat = 5.0
-    utilization_percent: PositiveFloat = 3.0
+    utilization_percent: PositiveFloat = 5.0
     """Mean busy share of the slices."""

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from tritonclient.grpc import service_pb2 as pb
-from tritonclient.grpc import service_pb2_grpc as services
 
 from preba.errors import ScenarioError
 from preba.profile import LatencyProfile, profile_from_dict
@@ -28,12 +27,11 @@ from preba.scenario.resolve import ResolvedModel, ResolvedScenario
 from preba.serving import plan_servers
 from runtime.placement import input_shape, longest_audio_ns, place_slice
 from runtime.processes import Workplace
-from runtime.slices import AnySlice, NullSlice
+from runtime.slices import AnySlice
 from runtime.triton.install import find_triton
 from runtime.triton.models.mark import MARK
 
 PATIENCE_S = 120.0
-COMPUTE = ("compute_input", "compute_infer", "compute_output")
 UNPARTITIONED = {
     "sm-partition": "; shares of one GPU's multiprocessors: memory bandwidth and caches were not partitioned"
 }
@@ -72,8 +70,6 @@ class Point:
         Until the answer is there.
     inside_ms : float
         Median of the part inside the model.
-    compute_ms : float
-        Mean of what Triton counts as computing: the slice is busy so long, its answer is under way longer.
     count : int
     """
 
@@ -84,7 +80,6 @@ class Point:
     p10_ms: float
     p90_ms: float
     inside_ms: float
-    compute_ms: float
     count: int
 
 
@@ -158,10 +153,7 @@ async def _measure(
 ) -> Point:
     request = _request(model, length_s, batch, longest_ns, emulated=emulated)
     outside, inside = [], []
-    before_ns = 0
     for turn in range(plan.warmup + plan.repeats):
-        if turn == plan.warmup:
-            before_ns = await _computed_ns(one)
         began_ns = time.monotonic_ns()
         answer = await one.execute(request, PATIENCE_S)
         ended_ns = time.monotonic_ns()
@@ -180,19 +172,8 @@ async def _measure(
         p10_ms=float(low),
         p90_ms=float(high),
         inside_ms=float(np.median(inside)),
-        compute_ms=(await _computed_ns(one) - before_ns) / plan.repeats / 1e6,
         count=plan.repeats,
     )
-
-
-async def _computed_ns(one: AnySlice) -> int:
-    """Nanoseconds a slice's server has computed so far."""
-    if isinstance(one, NullSlice):
-        return 0
-    stub = services.GRPCInferenceServiceStub(one.triton.channel())
-    answer = await stub.ModelStatistics(pb.ModelStatisticsRequest())
-    parts = (getattr(stats.inference_stats, name) for stats in answer.model_stats for name in COMPUTE)
-    return sum(part.ns for part in parts)
 
 
 def _request(
@@ -216,7 +197,7 @@ def profile_of(
     points: Sequence[Point],
     *,
     name: str,
-    computing_only: bool = False,
+    inside_only: bool = False,
 ) -> LatencyProfile:
     """Puts measured points into a latency profile with its provenance.
 
@@ -228,16 +209,15 @@ def profile_of(
     points : sequence of Point
     name : str
         Of the profile.
-    computing_only : bool
-        Hold what Triton counts as computing instead of the time until the answer: where Triton batches, its instance is
-        free so much earlier.
+    inside_only : bool
+        Hold the time by the slice's own stamps instead of that until the answer.
     """
     table: dict[str, Any] = {}
     for point in points:
         row = table.setdefault(point.slice_profile, {})
         if point.length_s is not None:
             row = row.setdefault(float(point.length_s), {})
-        row[point.batch] = round(point.compute_ms if computing_only else point.median_ms, 4)
+        row[point.batch] = round(point.inside_ms if inside_only else point.median_ms, 4)
     spread = max((point.p90_ms - point.p10_ms) / point.median_ms for point in points)
     overhead = float(np.median([point.median_ms - point.inside_ms for point in points]))
     kind = resolved.scenario.live.slices
@@ -253,8 +233,8 @@ def profile_of(
             "kind": "measured",
             "source": f"preba profile model: slices of kind {kind.kind}, one batch at a time, "
             + (
-                f"means of {plan.repeats} batches after {plan.warmup} to warm up, of what Triton counts as computing"
-                if computing_only
+                f"medians of {plan.repeats} batches after {plan.warmup} to warm up, by the slice's own stamps"
+                if inside_only
                 else f"medians of {plan.repeats} batches after {plan.warmup} to warm up, from sending a batch until "
                 "its answer"
             ),

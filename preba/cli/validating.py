@@ -178,7 +178,7 @@ def measured_profile(resolved: ResolvedScenario, model: ResolvedModel, plan: Val
     measuring = Plan(batches, lengths_s, warmup=3, repeats=plan.repeats)
     points = asyncio.run(measure_model(resolved, model, measuring))
     name = f"{model.config.name}-measured"
-    return profile_of(resolved, model, measuring, points, name=name, computing_only=is_native(resolved))
+    return profile_of(resolved, model, measuring, points, name=name, inside_only=True)
 
 
 def batch_limit(resolved: ResolvedScenario, model: ResolvedModel) -> int:
@@ -386,14 +386,14 @@ def _preprocessing_costs(resolved: ResolvedScenario, records: Records, facts: di
 def _overheads(resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], records: Records) -> tuple[float, float]:
     """Microseconds before the batcher and after the batch, beyond what profile and costs say."""
     before_ns = records.enqueued_ns - records.issued_ns - (records.preprocess_end_ns - records.preprocess_start_ns)
-    round_trip_ns = np.zeros(len(records), dtype=np.int64)
+    inside_ns = np.zeros(len(records), dtype=np.int64)
     for row in range(len(records)):
         model = resolved.models[int(records.model_index[row])]
         profile = profiles[model.index]
         length_ns = int(records.audio_ns[row]) if profile.modality == "audio" else None
         kind = resolved.slices[int(records.slice_index[row])].profile
-        round_trip_ns[row] = profile.latency_ns(kind, max(int(records.batch_size[row]), 1), length_ns)
-    after_ns = records.completed_ns - records.dispatched_ns - round_trip_ns
+        inside_ns[row] = profile.latency_ns(kind, max(int(records.batch_size[row]), 1), length_ns)
+    after_ns = records.completed_ns - records.dispatched_ns - inside_ns
     return max(float(np.median(before_ns)), 0.0) / 1e3, max(float(np.median(after_ns)), 0.0) / 1e3
 
 
@@ -406,10 +406,7 @@ def _overheads_around_triton(resolved: ResolvedScenario, without: Scenario, idle
     probe = one_at_a_time(resolve(without, folder=resolved.folder), len(idle))
     expected = simulate(probe, engine=DEFAULT_ENGINE).result.records
     total_us = float(np.median(idle.latency_ns) - np.median(expected.latency_ns[expected.served])) / 1e3
-    profile = probe.models[0].execution
-    kind = resolved.slices[resolved.models[0].slice_indices[0]].profile
-    outside_ns = profile.latency_ns(kind, 1) - np.median(idle.execution_end_ns - idle.execution_start_ns)
-    after_us = float(np.median(idle.completed_ns - idle.execution_end_ns) - outside_ns / 2) / 1e3
+    after_us = float(np.median(idle.completed_ns - idle.execution_end_ns)) / 1e3
     response_us = min(max(after_us, 0.0), max(total_us, 0.0))
     return max(total_us, 0.0) - response_us, response_us
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -138,3 +139,20 @@ def test_preba_slices_together_beat_the_whole_gpu(command: ModuleType) -> None:
 def test_knee_rule_table_is_current(command: ModuleType) -> None:
     """papers/preba/knee-rules.md is what its command computes now."""
     assert (PAPERS / "preba" / "knee-rules.md").read_text(encoding="utf-8") == command.render()
+
+
+@pytest.mark.parametrize("folder", ["mlperf", "parvagpu"])
+def test_predictions_are_what_the_simulator_says_today(folder: str) -> None:
+    """The published comparison is reproduced; a change of the simulator shows here."""
+    command = [sys.executable, str(PAPERS / folder / "predict.py"), "--check"]
+    assert subprocess.run(command, timeout=120, check=False).returncode == 0
+
+
+def test_given_slices_come_back_and_predicted_ones_are_near() -> None:
+    """The page's own errors: none where the figure went in, under 10 % where MLPerf published more."""
+    lines = (PAPERS / "mlperf" / "comparison.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")][1:]
+    assert len(rows) == 18
+    for row in rows:
+        error = float(row[4].removesuffix(" %"))
+        assert abs(error) < (0.1 if row[5] == "given" else 10), row
