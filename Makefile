@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo serve-demo test check lint types contract pytest test-numpy1 exhaustive bench papers validation readme clean
+.PHONY: demo serve-demo test check lint types contract pytest test-numpy1 exhaustive bench papers validate-gpu validation readme clean
 
 demo: $(STAMP)  ## PREBA's what-if: CPU, DPU and ideal preprocessing on 1g(7x) and 7g(1x)
 	$(BIN)/preba demo --out out/demo
@@ -54,6 +54,9 @@ bench: $(STAMP)  ## timings, printed and never asserted
 
 readme: $(STAMP)  ## put the demo's output and picture into README.md again
 	$(BIN)/python docs/make_readme.py
+
+validate-gpu: $(STAMP)  ## what only a GPU can tell, within nine minutes; pieces that cannot run here say why
+	$(BIN)/preba validate-gpu --out out/gpu
 
 validation: $(STAMP)  ## measure every comparison of docs/validation.md again (live servers, half an hour) and write it
 	$(BIN)/python docs/make_validation.py measure

@@ -89,6 +89,12 @@ VERBS: Mapping[str, Verb] = {
         "Run a scenario live and simulate the very same trace: measured, simulated, signed error, verdict.",
         extra="live",
     ),
+    "validate-gpu": Verb(
+        "preba.cli.validate_gpu",
+        "validate_gpu",
+        "Measure preprocessing, models, interference and the live pipeline on this machine's GPU, and write profiles.",
+        extra="live",
+    ),
     "profile": Verb(
         "preba.cli.profile",
         "profile_app",
