@@ -1,7 +1,7 @@
 """Image preprocessing on one CPU core with OpenCV: decode, shorter side to 256, centre crop 224, normalise, NCHW.
 
 Downscaling averages over areas, which stays within 0.04 (mean of absolute differences, in normalised units) of the
-antialiased bilinear filter that DALI and torchvision use; tests/accel/test_image_executors.py measures it.
+antialiased bilinear filter that DALI and torchvision use; tests/accel/test_executors.py measures it.
 """
 
 from __future__ import annotations
@@ -75,7 +75,10 @@ class CpuImages:
         height, width = pixels.shape[:2]
         size = resized_size(width, height)
         smaller = min(height, width) > SHORTER_SIDE
-        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
+        try:
+            pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
+        except cv2.error as error:
+            raise InputError(f"the image cannot be resized: {error.err}") from error
         left, top = (size[0] - CROP) // 2, (size[1] - CROP) // 2
         crop = pixels[top : top + CROP, left : left + CROP, ::-1].astype(np.float32)
         crop *= self._scale

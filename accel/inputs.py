@@ -5,6 +5,7 @@ Only headers are read here; a file that claims too much is refused before memory
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
 
@@ -13,8 +14,13 @@ from numpy.typing import NDArray
 
 from preba.errors import InputError
 
+RESIZED_SIDE = 256
+"""Shorter side after resizing, for the limit on slivers: the longer one grows with it."""
+RATIO_MAX = 1000
+"""Largest part of the fraction between a sample rate and 16 kHz; filters are as long as that."""
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 _FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF})
+_TARGET_HZ = 16_000
 _LONE_MARKERS = frozenset({0x01, *range(0xD0, 0xD8)})
 
 
@@ -24,6 +30,8 @@ class InputLimits:
 
     Attributes
     ----------
+    scans : int
+        Of a progressive image: each takes a decoder over the whole picture.
     file_bytes : int
     pixels : int
         Width times height: a small file may claim to be a huge image.
@@ -33,6 +41,7 @@ class InputLimits:
         Sample rates.
     """
 
+    scans: int = 100
     file_bytes: int = 32 << 20
     pixels: int = 64_000_000
     audio_s: float = 60.0
@@ -72,6 +81,11 @@ def check_jpeg(content: bytes, limits: InputLimits) -> tuple[int, int]:
         raise InputError(f"the image has {width} x {height} pixels")
     if width * height > limits.pixels:
         raise InputError(f"the image has {width} x {height} pixels, at most {limits.pixels} are accepted")
+    ratio = max(width, height) / min(width, height)
+    if ratio * RESIZED_SIDE**2 > limits.pixels:
+        raise InputError(f"the image has {width} x {height} pixels: too narrow to be resized")
+    if content.count(b"\xff\xda") > limits.scans:
+        raise InputError(f"the image has more than {limits.scans} scans")
     if b"\xff\xd9" not in content[-1024:]:  # some writers add padding after the end
         raise InputError("the image is truncated: its end is missing")
     return width, height
@@ -173,6 +187,8 @@ def _form(content: bytes, place: int, size: int, limits: InputLimits) -> tuple[i
         raise InputError(
             f"the recording's rate is {rate_hz} Hz, {limits.rate_hz_min} to {limits.rate_hz_max} are accepted"
         )
+    if max(rate_hz, _TARGET_HZ) // math.gcd(rate_hz, _TARGET_HZ) > RATIO_MAX:
+        raise InputError(f"the recording's rate of {rate_hz} Hz is too odd to be resampled to {_TARGET_HZ}")
     if block != channels * bits // 8:
         raise InputError(f"the recording is malformed: a block of {block} bytes for {channels} x {bits} bits")
     return kind, channels, rate_hz, bits

@@ -8,12 +8,14 @@ out; a call that failed is tried once more elsewhere.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import http.client
 import importlib
 import json
 import os
 import shutil
+import socket
 import time
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +32,6 @@ POLICIES: Mapping[str, Mapping[str, Any]] = {
     "least_outstanding": {"lb_policy": "LEAST_REQUEST", "least_request_lb_config": {"selection_method": "FULL_SCAN"}},
 }
 STOP_S = 2.0
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,7 @@ class EnvoyPlan:
     Attributes
     ----------
     host : str
-    port, admin_port : int
-        The admin port is on the loopback interface only.
+    port : int
     backends : sequence of Backend
     balancer : str
     requests_max : int
@@ -57,17 +57,21 @@ class EnvoyPlan:
     token : str or None
         Bearer token to ask for.
     certificate, key : Path or None
+    message_bytes_max : int
+    retry : bool
+        Try a call once more elsewhere whose server was lost.
     """
 
     host: str
     port: int
-    admin_port: int
     backends: Sequence[Backend]
     balancer: str
     requests_max: int
     token: str | None = None
     certificate: Path | None = None
     key: Path | None = None
+    message_bytes_max: int = 32 << 20
+    retry: bool = True
 
 
 def find_envoy() -> Path:
@@ -90,12 +94,14 @@ def find_envoy() -> Path:
     return path
 
 
-def envoy_config(plan: EnvoyPlan) -> dict[str, Any]:
+def envoy_config(plan: EnvoyPlan, admin: Path) -> dict[str, Any]:
     """Envoy's configuration as JSON values.
 
     Parameters
     ----------
     plan : EnvoyPlan
+    admin : Path
+        Unix socket of its administration, which anybody who reaches it may use.
 
     Raises
     ------
@@ -128,7 +134,7 @@ def envoy_config(plan: EnvoyPlan) -> dict[str, Any]:
             },
         }
     return {
-        "admin": {"address": _address("127.0.0.1", plan.admin_port)},
+        "admin": {"address": {"pipe": {"path": str(admin), "mode": 0o600}}},
         "static_resources": {
             "listeners": [listener],
             "clusters": [
@@ -145,7 +151,8 @@ def _address(host: str, port: int) -> dict[str, Any]:
 
 def _connection_manager(plan: EnvoyPlan) -> dict[str, Any]:
     retry = {
-        "retry_on": "connect-failure,refused-stream,reset-before-request,reset,unavailable,retriable-headers",
+        # Not "unavailable": Triton says so when a queue is full, and the load would double.
+        "retry_on": "connect-failure,refused-stream,reset-before-request,reset,retriable-headers",
         # A server that is stopping says that the model has no versions.
         "retriable_headers": [{"name": "grpc-status", "string_match": {"exact": "5"}}],
         "num_retries": 1,
@@ -176,6 +183,15 @@ def _connection_manager(plan: EnvoyPlan) -> dict[str, Any]:
         )
     filters.append(
         {
+            "name": "envoy.filters.http.buffer",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.http.buffer.v3.Buffer",
+                "max_request_bytes": plan.message_bytes_max,
+            },
+        }
+    )
+    filters.append(
+        {
             "name": "envoy.filters.http.router",
             "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"},
         }
@@ -197,7 +213,11 @@ def _connection_manager(plan: EnvoyPlan) -> dict[str, Any]:
                         "routes": [
                             {
                                 "match": {"path": INFER_PATH},
-                                "route": {"cluster": "slices", "timeout": "0s", "retry_policy": retry},
+                                "route": {
+                                    "cluster": "slices",
+                                    "timeout": "0s",
+                                    **({"retry_policy": retry} if plan.retry else {}),
+                                },
                             },
                             {"match": {"prefix": "/"}, "route": {"cluster": "first", "timeout": "10s"}},
                         ],
@@ -259,10 +279,11 @@ class Envoy:
         self.plan = plan
         self.child = Child(workplace, "envoy")
         self._config = workplace.folder / "envoy.json"
+        self._admin = workplace.folder / "envoy-admin"
 
     async def start(self) -> None:
         """Starts it; it balances as soon as it listens."""
-        self._config.write_text(json.dumps(envoy_config(self.plan)), encoding="utf-8")
+        self._config.write_text(json.dumps(envoy_config(self.plan, self._admin)), encoding="utf-8")
         command = [
             str(find_envoy()), "--config-path", str(self._config), "--concurrency", "1", "--disable-hot-restart",
             "--log-level", "warning", "--drain-time-s", "1", "--parent-shutdown-time-s", "2",
@@ -287,15 +308,44 @@ class Envoy:
 
     def _healthy(self) -> bool:
         """Whether all servers have passed a health check."""
-        url = f"http://127.0.0.1:{self.plan.admin_port}/clusters?format=json"
         try:
-            with _DIRECT.open(url, timeout=1.0) as answer:
-                clusters = json.load(answer)["cluster_statuses"]
-        except (OSError, ValueError, KeyError):
+            clusters = json.loads(self._ask("GET", "/clusters?format=json"))["cluster_statuses"]
+        except (OSError, http.client.HTTPException, ValueError, KeyError):
             return False
         hosts = [host for cluster in clusters for host in cluster.get("host_statuses", [])]
         sick = [host for host in hosts if host.get("health_status", {}).get("failed_active_health_check")]
         return len(hosts) > len(self.plan.backends) and not sick
+
+    def _ask(self, method: str, path: str) -> str:
+        """One call of its administration."""
+        connection = http.client.HTTPConnection("localhost", timeout=1.0)
+        connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.sock.settimeout(1.0)
+            connection.sock.connect(str(self._admin))
+            connection.request(method, path)
+            return connection.getresponse().read().decode()
+        finally:
+            connection.close()
+
+    async def drain(self, timeout_s: float) -> int:
+        """Takes in no new connections and waits for the calls inside; returns how many were given up."""
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            await asyncio.to_thread(self._ask, "POST", "/drain_listeners?graceful&skip_exit")
+        until = time.monotonic() + timeout_s
+        inside = 1
+        while inside and time.monotonic() < until:
+            await asyncio.sleep(0.02)
+            try:
+                inside = await asyncio.to_thread(self._inside)
+            except (OSError, http.client.HTTPException, ValueError):
+                return 0  # it has ended
+        return inside
+
+    def _inside(self) -> int:
+        """Calls under way."""
+        said = self._ask("GET", "/stats?filter=^http.kserve.downstream_rq_active$")
+        return int(said.partition(":")[2] or 0)
 
     async def stop(self) -> None:
         """Stops it."""

@@ -20,7 +20,7 @@ from tritonclient.grpc import service_pb2 as pb
 from accel.inputs import InputLimits, check_jpeg, read_wav
 from preba.balancing import BALANCER_CODES, M_ALIVE, choose_server
 from preba.batching.state import NONE, REFUSED_QUEUE_FULL, SERVED
-from preba.errors import InputError, ServerError
+from preba.errors import InputError
 from preba.serving import ServerModel
 from runtime.alarm import Alarm
 from runtime.counters import ModelCounters
@@ -30,6 +30,8 @@ from runtime.slices import AnySlice, BatchFailedError, SliceLostError
 from runtime.tensors import TensorPool
 from runtime.triton.models.mark import MARK
 
+FAILURE_REASONS = {"RESOURCE_EXHAUSTED": "REJECTED", "INTERNAL": "BACKEND", "UNAVAILABLE": "BACKEND"}
+"""Triton's labels of nv_inference_request_failure, by status."""
 TRIES = 2
 """How often a request is started: once more after its slice was lost."""
 
@@ -291,6 +293,8 @@ class FrontEnd:
                 self._offer(ticket)
             else:
                 ticket.working = self._keep(self._preprocess(ticket, ticket.model.workers))
+                # Also when it is cancelled before its first step: then nothing inside it runs.
+                ticket.working.add_done_callback(lambda task: self._preprocessed(task, ticket))
 
     def abandon(self, ticket: Ticket) -> None:
         """A client does not wait any more: its request is not executed if that has not begun."""
@@ -318,18 +322,20 @@ class FrontEnd:
         ticket.enqueued_ns = time.monotonic_ns()
         self._offer(ticket)
 
-    async def _preprocess(self, ticket: Ticket, workers: Workers) -> None:
-        try:
-            done = await workers.preprocess(ticket.content or b"", ticket.slot)
-        except asyncio.CancelledError:
+    def _preprocessed(self, task: asyncio.Task[None], ticket: Ticket) -> None:
+        """Ends a request whose preprocessing did not bring it to a batcher."""
+        ticket.working = None
+        if task.cancelled():
             self._finish(ticket)
             return
-        except InputError as error:
+        error = task.exception()
+        if isinstance(error, InputError):
             self._finish(ticket, RequestError("INVALID_ARGUMENT", str(error)))
-            return
-        except ServerError as error:
-            self._finish(ticket, RequestError("INTERNAL", str(error)))
-            return
+        elif error is not None:
+            self._finish(ticket, RequestError("INTERNAL", f"preprocessing failed: {error}"))
+
+    async def _preprocess(self, ticket: Ticket, workers: Workers) -> None:
+        done = await workers.preprocess(ticket.content or b"", ticket.slot)
         ticket.working = None
         ticket.preprocess_start_ns, ticket.preprocess_end_ns = done.start_ns, done.end_ns
         ticket.preprocess_wait_ns = done.start_ns - ticket.received_ns
@@ -366,7 +372,7 @@ class FrontEnd:
         elif error is None:
             counters.served(ticket)
         else:
-            counters.failed("REJECTED" if error.code == "RESOURCE_EXHAUSTED" else "OTHER")
+            counters.failed(FAILURE_REASONS.get(error.code, "OTHER"))
         ticket.done()
 
     def _left_server(self, ticket: Ticket) -> None:
@@ -527,7 +533,8 @@ def _patience_s(model: ServedModel, tickets: Sequence[Ticket]) -> float:
     if len(model.table_ns) > 1:
         longest = min(-(-max(ticket.audio_ns for ticket in tickets) // 100_000_000), len(model.table_ns) - 1)
     row = model.table_ns[longest]
-    return 10.0 + 5.0 * max(row) * max(ticket.factor for ticket in tickets) / 1e9
+    factor = 1.0 if model.uses_slots else max(ticket.factor for ticket in tickets)
+    return 10.0 + 5.0 * max(row) * factor / 1e9
 
 
 def _batch_request(model: ServedModel, tickets: Sequence[Ticket]) -> pb.ModelInferRequest:

@@ -28,6 +28,9 @@ STAGES = (
     "batch_size", "batch_units", "attempts",
 )  # fmt: skip
 """Fields of a ticket that go back with the answer, as parameters of the same name."""
+LONGEST_NS = 3_600_000_000_000
+LARGEST_FACTOR = 100.0
+"""What clients may claim; both lengthen how long a slice is waited for."""
 TENSOR_FLOATS = 4
 """Elements of a request's INPUT where nothing is preprocessed."""
 
@@ -133,7 +136,7 @@ class KServe(grpc.GenericRpcHandler):
     def _model_metadata(self, request: Any, context: Any) -> Any:  # noqa: ANN401 - messages
         model = self._known(request.name, context)
         answer = service_pb2.ModelMetadataResponse(name=model.name, versions=[VERSION], platform="preba")
-        datatype, shape = ("BYTES", [1]) if model.workers is not None else ("FP32", [-1, TENSOR_FLOATS])
+        datatype, shape = ("BYTES", [1]) if model.takes_files else ("FP32", [-1, TENSOR_FLOATS])
         answer.inputs.add(name="INPUT", datatype=datatype, shape=shape)
         answer.outputs.add(name="OUTPUT", datatype="FP32", shape=[-1, -1])
         return answer
@@ -206,6 +209,10 @@ class KServe(grpc.GenericRpcHandler):
         given = request.parameters
         audio_ns = given["audio_ns"].int64_param if "audio_ns" in given else 0
         factor = given["execution_factor"].double_param if "execution_factor" in given else 1.0
+        if not 0 <= audio_ns <= LONGEST_NS:
+            _refuse(f"audio_ns must be from 0 to {LONGEST_NS}, got {audio_ns}")
+        if not 0 <= factor <= LARGEST_FACTOR:
+            _refuse(f"execution_factor must be from 0 to {LARGEST_FACTOR:g}, got {factor}")
         rows, content = None, None
         if len(request.inputs) != 1 or request.inputs[0].name != "INPUT":
             _refuse(f"model {model.name!r} takes one input named INPUT")
@@ -273,9 +280,17 @@ def _rows(request: Any) -> np.ndarray[Any, np.dtype[np.float32]]:  # noqa: ANN40
     if len(shape) != 2 or shape[1] != TENSOR_FLOATS or shape[0] < 1:
         _refuse(f"INPUT must have the shape [n, {TENSOR_FLOATS}], got {list(shape)}")
     if request.raw_input_contents:
-        raw = np.frombuffer(request.raw_input_contents[0], dtype=np.float32)
+        content = request.raw_input_contents[0]
+        if len(content) % 4:
+            _refuse(f"INPUT: {len(content)} bytes are no whole number of FP32 elements")
+        raw = np.frombuffer(content, dtype=np.float32)
     else:
         raw = np.array(tensor.contents.fp32_contents, dtype=np.float32)
     if raw.size != shape[0] * shape[1]:
         _refuse(f"INPUT: {raw.size} elements do not make the shape {list(shape)}")
-    return raw.reshape(shape)
+    rows = raw.reshape(shape)
+    marked = rows[rows[:, 3] == MARK]
+    limits = np.array([LONGEST_NS / 1e9, LARGEST_FACTOR], dtype=np.float32)
+    if not np.all((marked[:, :2] >= 0) & (marked[:, :2] <= limits)):
+        _refuse("INPUT: a marked row's length and factor must be numbers from 0 to an hour and to 100")
+    return rows

@@ -20,7 +20,7 @@ from preba.scenario.resolve import WHOLE, ResolvedModel, ResolvedScenario
 from preba.serving import ServerModel
 from runtime.mig import mig_device_uuids, read_gpus
 from runtime.nvml import open_nvml
-from runtime.preprocess import MEL_BINS, WorkerPlan, Workers
+from runtime.preprocess import MEL_BINS, Turns, WorkerPlan, Workers
 from runtime.processes import Workplace
 from runtime.slices import AnySlice, NullSlice, SliceServer
 from runtime.tensors import TensorPool
@@ -37,9 +37,15 @@ ENCODED_MAX_BYTES = 4 << 20
 
 
 def place_preprocessing(
-    resolved: ResolvedScenario, workplace: Workplace, model: ResolvedModel, longest_ns: int
+    resolved: ResolvedScenario, workplace: Workplace, model: ResolvedModel, longest_ns: int, turns: Turns
 ) -> tuple[TensorPool | None, Workers | None]:
-    """The workers that preprocess a model's inputs and the shared memory they write to, or neither."""
+    """The workers that preprocess a model's inputs and the shared memory they write to, or neither.
+
+    Raises
+    ------
+    ServerError
+        There is too little shared memory.
+    """
     backend = preprocessing_backend(resolved)
     if backend == "none" or model.profile.modality == "tensor":
         return None, None
@@ -62,7 +68,7 @@ def place_preprocessing(
         hw_decoder_share=0.65 if share is None else share,
         visible_device=_preprocessing_device(resolved) if backend == "dali_gpu" else None,
     )
-    return pool, Workers(plan)
+    return pool, Workers(plan, turns, workplace.tell)
 
 
 def _preprocessing_device(resolved: ResolvedScenario) -> str | None:

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from preba.errors import InputError, ServerError
 from runtime.tensors import TensorPool
 
 MEL_BINS = 80
+TRIES = 2
+NEWS_S = 1.0
+"""After so long the processes of a new pool are there."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ _worker: dict[str, Any] = {}  # of a worker process: filled once, when it starts
 def _begin(plan: WorkerPlan) -> None:
     from accel.executors import build_preprocessor
 
+    os.setsid()  # its own process group, which the janitor can end; and a terminal's interrupt is for the server
     if plan.visible_device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = plan.visible_device
     _worker["bands"] = MEL_BINS if plan.modality == "audio" else 0
@@ -103,18 +108,59 @@ def _work(content: bytes, slot: int) -> Preprocessed | str:
     return Preprocessed(start_ns, time.monotonic_ns(), shape)
 
 
+class Turns:
+    """How many inputs are preprocessed at once, by all models together; who has to wait waits in order.
+
+    Parameters
+    ----------
+    count : int
+    """
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def take(self) -> None:
+        """Waits for a turn."""
+        if self._free > 0:
+            self._free -= 1
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.give_back()
+            raise
+
+    def give_back(self) -> None:
+        """Ends a turn: the next in line has it."""
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1
+
+
 class Workers:
-    """The worker processes of one live server.
+    """The worker processes of one model.
 
     Parameters
     ----------
     plan : WorkerPlan
+    turns : Turns
+        Shared by all models of the server.
+    tell : callable
+        Tells the janitor which process groups to end should this process be killed.
     """
 
-    def __init__(self, plan: WorkerPlan) -> None:
+    def __init__(self, plan: WorkerPlan, turns: Turns, tell: Callable[[str], None]) -> None:
         self.plan = plan
-        self._waiting: deque[asyncio.Future[None]] = deque()
-        self._free = plan.workers
+        self._turns = turns
+        self._tell = tell
+        self._told: set[int] = set()
         self._executor = self._new()
 
     def _new(self) -> ProcessPoolExecutor:
@@ -141,62 +187,70 @@ class Workers:
                 f"preprocessing ({self.plan.modality}, {self.plan.backend}): its processes end at once; "
                 "try `preba profile preprocessing` to see why"
             ) from error
+        self._tell_janitor()
+
+    def _tell_janitor(self) -> None:
+        """Each worker leads a process group of its own: of those that are new and those that are gone."""
+        now = {process.pid for process in self._processes() if process.pid is not None}
+        for pid in now - self._told:
+            self._tell(f"+{pid}")
+        for pid in self._told - now:
+            self._tell(f"-{pid}")
+        self._told = now
+
+    def _processes(self) -> list[Any]:
+        return list((self._executor._processes or {}).values())  # there is no public way to them
 
     async def preprocess(self, content: bytes, slot: int) -> Preprocessed:
-        """Preprocesses one input into a slot.
+        """Preprocesses one input into a slot; once more, in new processes, if a process dies of it or beside it.
 
         Raises
         ------
         InputError
             The input is broken or too large.
         ServerError
-            A worker died of it.
+            A worker died of it twice.
         """
-        if self._free == 0:
-            turn = asyncio.get_running_loop().create_future()
-            self._waiting.append(turn)
-            try:
-                await turn
-            except asyncio.CancelledError:
-                if turn.done() and not turn.cancelled():
-                    self._release()
-                raise
-        else:
-            self._free -= 1
-        executor = self._executor
-        work = asyncio.get_running_loop().run_in_executor(executor, _work, content, slot)
+        await self._turns.take()
         try:
-            done = await asyncio.shield(work)
-        except asyncio.CancelledError:
-            # A worker cannot be interrupted, and writes into the slot until it is done.
-            await asyncio.wait([work])
-            self._release()
-            raise
-        except BrokenProcessPool as error:
-            self._release()
-            if executor is self._executor:
-                self._executor = self._new()
-            raise ServerError("a preprocessing process died; the others have been started again") from error
-        except BaseException:
-            self._release()
-            raise
-        self._release()
-        if isinstance(done, str):
-            raise InputError(done)
-        return done
+            for _ in range(TRIES):
+                executor = self._executor
+                try:
+                    work = asyncio.get_running_loop().run_in_executor(executor, _work, content, slot)
+                    done = await self._finished(work)
+                except BrokenProcessPool:
+                    self._replace(executor)
+                    continue
+                if isinstance(done, str):
+                    raise InputError(done)
+                return done
+        finally:
+            self._turns.give_back()
+        raise ServerError("a preprocessing process died of this input, twice; the others have been started again")
 
-    def _release(self) -> None:
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                return
-        self._free += 1
+    async def _finished(self, work: asyncio.Future[Preprocessed | str]) -> Preprocessed | str:
+        """Waits for a worker, which cannot be interrupted and writes into its slot until it is done."""
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait([work])
+            if not work.cancelled():
+                work.exception()  # nobody asks for it any more
+            raise
+
+    def _replace(self, broken: ProcessPoolExecutor) -> None:
+        """Puts new processes in the place of a pool that lost one; whoever finds it broken first does."""
+        if broken is self._executor:
+            broken.shutdown(wait=False, cancel_futures=True)
+            self._executor = self._new()
+            asyncio.get_running_loop().call_later(NEWS_S, self._tell_janitor)
 
     def close(self) -> None:
         """Ends the workers."""
-        processes = list((self._executor._processes or {}).values())  # there is no public way to end them at once
+        processes = self._processes()
         self._executor.shutdown(wait=False, cancel_futures=True)
         for process in processes:
             with contextlib.suppress(ProcessLookupError, ValueError):
                 process.terminate()
+        for pid in self._told:
+            self._tell(f"-{pid}")

@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
-from preba.errors import ScenarioError
+from preba.errors import PrebaError, ScenarioError
 from preba.profile import LatencyProfile, profile_from_dict
-from preba.scenario.live import CpuSlices, EmulatedSlices
+from preba.scenario.live import AnySlices, EmulatedSlices, GpuSlices, MigSlices, SmPartitionSlices
 from preba.scenario.resolve import ResolvedModel, ResolvedScenario
 from preba.serving import plan_servers
+from runtime.nvml import open_nvml
 from runtime.placement import input_shape, longest_audio_ns, place_slice
 from runtime.processes import Workplace
 from runtime.slices import AnySlice
@@ -33,7 +34,8 @@ from runtime.triton.models.mark import MARK
 
 PATIENCE_S = 120.0
 UNPARTITIONED = {
-    "sm-partition": "; shares of one GPU's multiprocessors: memory bandwidth and caches were not partitioned"
+    "sm-partition": "; shares of one GPU's multiprocessors: memory bandwidth and caches were not partitioned, and "
+    "processes on it take turns unless NVIDIA's MPS runs"
 }
 Progress = Callable[[int, int], None]
 
@@ -222,11 +224,13 @@ def profile_of(
     overhead = float(np.median([point.median_ms - point.inside_ms for point in points]))
     kind = resolved.scenario.live.slices
     where = this_machine()
+    if isinstance(kind, GpuSlices | MigSlices | SmPartitionSlices):
+        where += f"; {executing_device(kind)}"
     fields = {
         "name": name,
         "model": model.profile.model,
         "modality": model.profile.modality,
-        "device": model.profile.device if isinstance(kind, EmulatedSlices) else f"{processor()}",
+        "device": model.profile.device if isinstance(kind, EmulatedSlices) else executing_device(kind),
         "precision": "fp32",
         "framework": f"Triton through {_software(kind)}",
         "provenance": {
@@ -253,6 +257,19 @@ def this_machine() -> str:
     return f"{processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}"
 
 
+def executing_device(kind: AnySlices) -> str:
+    """What executes: the GPU's name and its driver's release, or the processor's name."""
+    if not isinstance(kind, GpuSlices | MigSlices | SmPartitionSlices):
+        return processor()
+    index = 0 if isinstance(kind, MigSlices) else kind.device
+    try:
+        with open_nvml() as nvml:
+            gpus = nvml.gpus()
+            return f"{gpus[min(index, len(gpus) - 1)].name}, driver {nvml.driver_version()}"
+    except PrebaError as error:
+        return f"a GPU of unknown name ({error})"
+
+
 def processor() -> str:
     """Name of this machine's processor."""
     try:
@@ -265,8 +282,8 @@ def processor() -> str:
 
 def _software(kind: object) -> str:
     packages = ["nvidia-pytriton", "tritonclient", "numpy"]
-    if isinstance(kind, CpuSlices):
-        packages.append("onnxruntime")
+    if not isinstance(kind, EmulatedSlices):
+        packages += ["onnxruntime", "onnxruntime-gpu"]
     return installed_versions(packages)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,10 @@ from runtime.envoy import Backend, Envoy, EnvoyPlan
 from runtime.front_end import FrontEnd, ServedModel
 from runtime.http_api import HttpApi
 from runtime.kserve import Access, KServe
-from runtime.placement import is_native, longest_audio_ns, place_preprocessing, place_slice, slowest_table
+from runtime.metrics import render
+from runtime.native import SlicesBehindEnvoy
+from runtime.placement import is_native, longest_audio_ns, place_preprocessing, place_slice, slowest_table, worker_count
+from runtime.preprocess import Turns
 from runtime.processes import Workplace, free_ports
 from runtime.slices import AnySlice, NullSlice
 from runtime.triton.install import find_triton
@@ -56,6 +60,14 @@ class Listen:
     access: Access = field(default_factory=Access)
     certificate: Path | None = None
     key: Path | None = None
+
+    def tls(self) -> ssl.SSLContext | None:
+        """The same for what is not gRPC."""
+        if self.certificate is None or self.key is None:
+            return None
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(self.certificate, self.key)
+        return context
 
     def credentials(self) -> grpc.ServerCredentials | None:
         """TLS, if a certificate is given.
@@ -95,6 +107,7 @@ class LiveServer:
     """
 
     front_end: FrontEnd | None = None
+    _envoy: Envoy | None = None
 
     def __init__(self, resolved: ResolvedScenario, listen: Listen, *, decisions: Path | None = None) -> None:
         self.resolved = resolved
@@ -118,17 +131,26 @@ class LiveServer:
     async def _start(self) -> None:
         sys.setswitchinterval(SWITCH_S)
         credentials = self.listen.credentials()
+        if self.resolved.scenario.events:
+            event = self.resolved.scenario.events[0]
+            raise UnsupportedError(
+                f"scenario.events[0]: {event.kind}: a live server makes no events of its own; end a slice's process, "
+                "or leave the events out"
+            )
         install = find_triton()
         live = self.resolved.scenario.live
         self.workplace = self._stack.enter_context(Workplace())
         longest_ns = longest_audio_ns(self.resolved)
         native = is_native(self.resolved)
+        if native and self.decisions is not None:
+            raise UnsupportedError("--decisions: Triton batches here and logs none; live.batching: front_end does")
         self._stack.push_async_callback(self._stop_slices)
         served = []
         starting = []
+        turns = Turns(worker_count(self.resolved))
         for model in self.resolved.models:
             servers = plan_servers(self.resolved, model, longest_ns[model.index])
-            pool, workers = place_preprocessing(self.resolved, self.workplace, model, longest_ns[model.index])
+            pool, workers = place_preprocessing(self.resolved, self.workplace, model, longest_ns[model.index], turns)
             served.append(
                 ServedModel(
                     name=model.config.name,
@@ -186,13 +208,14 @@ class LiveServer:
                 raise UnsupportedError("scenario.live.slices.null: works with the front end only, not behind Envoy")
             backends.append(Backend(one.triton.grpc_port, one.triton.http_port))
         self.grpc_port = listen.grpc_port or free_ports(1)[0]
-        self.http_port = listen.http_port or free_ports(1)[0]
+        scenario = self.resolved.scenario
         envoy = Envoy(
             self.workplace,
             EnvoyPlan(
                 host=listen.host,
                 port=self.grpc_port,
-                admin_port=self.http_port,
+                message_bytes_max=int(scenario.live.payload_max_mib * MEBI),
+                retry=scenario.server.on_slice_loss == "retry",
                 backends=backends,
                 balancer=self.resolved.scenario.server.balancer,
                 requests_max=self.resolved.scenario.live.requests_max,
@@ -203,7 +226,10 @@ class LiveServer:
         )
         self._stack.push_async_callback(envoy.stop)
         await envoy.start()
-        await envoy.ready(self.resolved.scenario.live.ready_timeout_s)
+        await envoy.ready(scenario.live.ready_timeout_s)
+        self._envoy = envoy
+        behind = SlicesBehindEnvoy(self.slices)
+        await self._listen_http(HttpApi(lambda: behind.ready, behind.metrics, listen.access))
 
     async def _listen(self, front_end: FrontEnd, credentials: grpc.ServerCredentials | None) -> None:
         listen, live = self.listen, self.resolved.scenario.live
@@ -218,7 +244,8 @@ class LiveServer:
             maximum_concurrent_rpcs=live.requests_max + SPARE_CALLS,
         )
         server.add_generic_rpc_handlers((KServe(front_end, asyncio.get_running_loop(), listen.access),))
-        address = f"{listen.host}:{listen.grpc_port}"
+        host = f"[{listen.host}]" if ":" in listen.host else listen.host
+        address = f"{host}:{listen.grpc_port}"
         try:
             if credentials is None:
                 self.grpc_port = server.add_insecure_port(address)
@@ -228,8 +255,12 @@ class LiveServer:
             raise ServerError(f"{address}: cannot listen there; --grpc-port chooses another") from error
         server.start()
         self._stack.push_async_callback(_stopped, server)
+        await self._listen_http(HttpApi(lambda: front_end.ready, lambda: _rendered(front_end), listen.access))
+
+    async def _listen_http(self, api: HttpApi) -> None:
+        listen = self.listen
         try:
-            http = await HttpApi(front_end, listen.access).serve(listen.host, listen.http_port)
+            http = await api.serve(listen.host, listen.http_port, listen.tls())
         except OSError as error:
             where = f"{listen.host}:{listen.http_port}"
             raise ServerError(
@@ -241,8 +272,12 @@ class LiveServer:
     async def drain(self) -> int:
         """Takes in nothing more and lets what is inside finish; returns how many requests were given up."""
         if self.front_end is None:
-            return 0  # Triton finishes what is inside before it ends
+            return 0 if self._envoy is None else await self._envoy.drain(self.resolved.scenario.live.drain_timeout_s)
         return await self.front_end.drain(self.resolved.scenario.live.drain_timeout_s)
+
+
+async def _rendered(front_end: FrontEnd) -> bytes:
+    return render(front_end)
 
 
 async def _stopped(server: grpc.Server) -> None:

@@ -31,6 +31,10 @@ class BatchFailedError(Exception):
     """The slice's server answered that it could not execute the batch."""
 
 
+UNHEALTHY = "is not healthy"
+"""Part of what Triton answers when the process of a Python model has died under it."""
+
+
 class SliceServer:
     """One slice and the server process that executes on it.
 
@@ -126,13 +130,14 @@ class SliceServer:
         try:
             return await call
         except grpc.aio.AioRpcError as error:
-            code = error.code()
-            if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-                LOGGER.warning("slice %s: no answer for %g s; ending its server", self.name, timeout_s)
-                self.triton.child.kill()
-            if code in (
+            code, said = error.code(), error.details() or ""
+            lost = code in (
                 grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED
-            ):  # fmt: skip
+            )  # fmt: skip
+            if lost or UNHEALTHY in said:
+                # Its server may live on, with a broken connection or a dead model process: its keeper starts it anew.
+                LOGGER.warning("slice %s: %s after at most %g s; ending its server", self.name, said, timeout_s)
+                self.triton.child.kill()
                 self._down()
                 raise SliceLostError(f"slice {self.name}: {error.details()}") from error
             raise BatchFailedError(f"slice {self.name}: {error.details()}") from error

@@ -6,11 +6,13 @@ Workers and slices map the same file in /dev/shm; only slot numbers travel betwe
 from __future__ import annotations
 
 import mmap
+import os
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from preba.errors import ServerError
 from runtime.janitor import SHARED_MEMORY
 
 Float32 = NDArray[np.float32]
@@ -38,7 +40,19 @@ class TensorPool:
 
     @staticmethod
     def named(name: str, slots: int, slot_floats: int) -> TensorPool:
-        """Creates a pool under a name."""
+        """Creates a pool under a name.
+
+        Raises
+        ------
+        ServerError
+            There is too little shared memory for it: a process that writes beyond it would be killed.
+        """
+        wanted, there = slots * slot_floats * 4, os.statvfs(SHARED_MEMORY)
+        if wanted > there.f_bavail * there.f_frsize:
+            raise ServerError(
+                f"{SHARED_MEMORY} has {there.f_bavail * there.f_frsize >> 20} MiB left, {wanted >> 20} are needed: "
+                "lower live.requests_max, or give more (docker: --shm-size)"
+            )
         return TensorPool(SHARED_MEMORY / name, slots, slot_floats)
 
     def write(self, slot: int, tensor: NDArray[np.floating]) -> None:

@@ -72,7 +72,7 @@ def load(
 
 SM_PARTITION = (
     "the slices were shares of one GPU's multiprocessors (CUDA green contexts): memory bandwidth and caches were not "
-    "partitioned, as they are by MIG"
+    "partitioned, as they are by MIG, and processes on one GPU take turns unless NVIDIA's MPS runs"
 )
 
 

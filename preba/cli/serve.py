@@ -49,6 +49,7 @@ def serve(
     """
     if (certificate is None) != (key is None):
         raise typer.BadParameter("give both --certificate and --key, or neither")
+    token = token or None  # an empty variable is no token
     if host not in LOOPBACK and token is None:
         raise typer.BadParameter(f"--host {host} is reached from outside: give a --token as well")
     with errors_located(scenario):

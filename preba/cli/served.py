@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -46,10 +47,11 @@ def served(resolved: ResolvedScenario, options: Sequence[str] = ()) -> Iterator[
         folder = Path(name)
         scenario, ports, log = folder / "scenario.yaml", folder / "ports", folder / "log"
         scenario.write_text(scenario_yaml(resolved.scenario), encoding="utf-8")
+        environment = {name: value for name, value in os.environ.items() if name != "PREBA_TOKEN"}
         command = [sys.executable, "-c", COMMAND, "serve", str(scenario), "--grpc-port", "0", "--http-port", "0"]
         with log.open("w", encoding="utf-8") as sink:
             process = subprocess.Popen(  # noqa: S603 - this very program
-                [*command, "--ports-file", str(ports), *options], stdout=sink, stderr=subprocess.STDOUT
+                [*command, "--ports-file", str(ports), *options], stdout=sink, stderr=subprocess.STDOUT, env=environment
             )
         try:
             until = time.monotonic() + patience_s

@@ -249,6 +249,26 @@ def test_bomb_is_refused_before_it_is_decoded(backend: str) -> None:
     assert "65500 x 65500" in str(found)
 
 
+def test_sliver_and_endless_scans_are_refused_before_they_are_decoded(backend: str) -> None:
+    """A picture of 65,000 x 1 would be resized to 16 million by 256; a file of 200 scans would be walked 200 times."""
+    sliver = bytearray(picture())
+    place = sliver.index(b"\xff\xc0") + 5
+    sliver[place : place + 4] = b"\x00\x01\xfd\xe8"
+    scans = picture()[:-2] + b"\xff\xda\x00\x02" * 200 + b"\xff\xd9"
+    narrow, endless = made("image", backend).preprocess([bytes(sliver), scans])
+    assert "too narrow" in str(narrow)
+    assert "more than 100 scans" in str(endless)
+
+
+def test_rate_that_needs_an_endless_filter_is_refused(backend: str) -> None:
+    """191,999 Hz has no common divisor with 16,000; the usual rates are taken."""
+    odd, usual = made("audio", backend).preprocess(
+        [wav(speech(0.1, 191_999), 191_999), wav(speech(0.1, 44_100), 44_100)]
+    )
+    assert "too odd" in str(odd)
+    assert isinstance(usual, np.ndarray)
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
+import http.client
 import json
 import os
 import shutil
+import signal
 import site
+import ssl
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -305,6 +311,65 @@ def test_recordings_are_preprocessed_and_broken_ones_refused(toy: Any, tmp_path:
     assert spent[-1] >= 2_750_000  # 7.9 s take longer: the server found their length in the file
 
 
+def workers_of(server: Running) -> list[int]:
+    """Process ids of the preprocessing workers."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes().decode().split("\0")
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                if parent == server.process.pid and any("spawn_main" in word for word in words):
+                    found.append(int(entry.name))
+    return found
+
+
+def test_a_preprocessing_process_that_dies_costs_no_request(toy: Any, tmp_path: Path) -> None:
+    """Killed while idle, and killed under load: every picture is decoded, by new processes."""
+    model = toy.model(toy.profile({"3g": {"1": 4}}), {"kind": "poisson", "rate_rps": 50})
+    data = toy.scenario([model], partition="2x3g.20gb", preprocessing=toy.cpu(1, 2000.0))
+    request = file_request("toy", photographs()["coffee"])
+    with running(tmp_path, data) as server:
+        (worker,) = workers_of(server)
+        os.kill(worker, signal.SIGKILL)
+        time.sleep(0.3)
+        played = send(server.grpc_port, [request] * 5, [0.0] * 5, timeout_s=20)
+        assert not played.errors, played.messages
+
+        def kill() -> None:
+            for pid in workers_of(server):
+                os.kill(pid, signal.SIGKILL)
+
+        played = send(server.grpc_port, [request] * 60, poisson(40, 1.5), during=kill, timeout_s=20)
+        assert not played.errors, played.messages
+
+
+def test_preprocessing_processes_end_with_a_killed_server(toy: Any, tmp_path: Path) -> None:
+    """Kill -9 of the server: its workers go too."""
+    model = toy.model(toy.profile({"3g": {"1": 4}}), {"kind": "poisson", "rate_rps": 50})
+    data = toy.scenario([model], partition="2x3g.20gb", preprocessing=toy.cpu(2, 2000.0))
+    with running(tmp_path, data) as server:
+        workers = workers_of(server)
+        assert len(workers) == 2
+        server.stop(signal.SIGKILL)
+        until = time.monotonic() + 10
+        while any(
+            Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes() for pid in workers
+        ):
+            assert time.monotonic() < until
+            time.sleep(0.1)
+
+
+def test_clients_that_leave_at_once_leave_nothing_behind(images: Running) -> None:
+    """Calls that are gone before their preprocessing begins give their places back: the server is not full after."""
+    request = file_request("toy", photographs()["coffee"])
+    for _ in range(3):
+        send(images.grpc_port, [request] * 250, [0.0] * 250, timeout_s=0.02)
+    time.sleep(1.0)
+    played = send(images.grpc_port, [request] * 10, [0.05 * k for k in range(10)], timeout_s=10)
+    assert not played.errors, played.messages
+
+
 # TLS
 
 
@@ -325,6 +390,12 @@ def test_tls_is_spoken_when_asked_for(toy: Any, tmp_path: Path) -> None:
         trusted = grpc.ssl_channel_credentials(authority.cert_pem.bytes())
         played = send(server.grpc_port, [tensor_request("toy")] * 5, [0.0] * 5, credentials=trusted)
         assert len(played.latency_ms) == 5
+        context = ssl.create_default_context()
+        authority.configure_trust(context)
+        with urllib.request.urlopen(f"https://localhost:{server.http_port}/v2/health/ready", context=context) as answer:
+            assert answer.status == 200
+        with pytest.raises((urllib.error.URLError, ConnectionError, http.client.HTTPException)):
+            urllib.request.urlopen(f"http://localhost:{server.http_port}/v2/health/ready", timeout=3)
         stranger = grpc.ssl_channel_credentials(trustme.CA().cert_pem.bytes())
         for credentials in (stranger, None):
             target = address(server)

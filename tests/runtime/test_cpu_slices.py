@@ -18,6 +18,7 @@ from pictures_and_speech import image_by_definition, photographs, speech, wav
 
 from accel.executors import available_backends
 from preba.profile import load_profile
+from runtime.load.run import Target, play
 
 pytestmark = pytest.mark.slow
 
@@ -146,6 +147,10 @@ def test_slices_that_decode_themselves_answer_as_the_definition_says(
     corrupt = good[0][: len(good[0]) // 3] + bytes(2000) + b"\xff\xd9"
     contents = [*good, corrupt, good[0][:500], *good]
     with running(tmp_path, data) as server:
+        # The load generator asks the server what it takes, as any client would.
+        found = play(toy.resolve({**data, "run": {"requests": 30}}), Target(f"127.0.0.1:{server.grpc_port}"))
+        assert bool(found.result.records.served.all())
+        assert (found.result.records.slice_preprocess_ns > 0).all()
         played = send(
             server.grpc_port, [file_request("toy", one) for one in contents], [0.004 * k for k in range(len(contents))],
             keep_answers=True,

