@@ -83,7 +83,7 @@ class SimModel:
     refusal_backoff_ns : tuple of int
     retry : bool
         Whether requests of a lost slice are tried once more.
-    frontend_ns, turnaround_ns, response_ns : int
+    frontend_ns, turnaround_ns, turnaround_request_ns, response_ns : int
         Overheads of the serving software.
     """
 
@@ -103,6 +103,7 @@ class SimModel:
     retry: bool
     frontend_ns: int
     turnaround_ns: int
+    turnaround_request_ns: int
     response_ns: int
 
 
@@ -155,6 +156,7 @@ def build_model(resolved: ResolvedScenario, trace: Trace, *, audio_lengths: Sequ
         retry=scenario.server.on_slice_loss == "retry",
         frontend_ns=ns_from_us(overheads.frontend_us),
         turnaround_ns=ns_from_us(overheads.turnaround_us),
+        turnaround_request_ns=ns_from_us(overheads.turnaround_request_us),
         response_ns=ns_from_us(overheads.response_us),
     )
 

@@ -445,7 +445,8 @@ class ReferenceEngine:
         consumed_ns = tables.consumed_ns
         if tables.consumed_permille >= 0:
             consumed_ns = (end_ns - start_ns) * tables.consumed_permille // 1000
-        at_ns = ready_ns(tables.backend, start_ns, end_ns, consumed_ns) + self.model.turnaround_ns
+        turnaround_ns = self.model.turnaround_ns + len(batch.requests) * self.model.turnaround_request_ns
+        at_ns = ready_ns(tables.backend, start_ns, end_ns, consumed_ns) + turnaround_ns
         identity = self.consumer_base[server] + consumer
         self.credits[server][consumer] -= 1
         if self.credits[server][consumer] > 0:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from preba.cli.simulate import run_and_summarise
 from preba.figures import Figure
 from preba.preprocessing import CpuPreprocessing, NoPreprocessing
 from preba.preprocessing_costs import AudioCost, CpuCosts, ImageCost
-from preba.profile import LatencyProfile, profile_from_dict
+from preba.profile import LatencyProfile
 from preba.records import Records
 from preba.report.context import ReportContext
 from preba.report.summary import summarise
@@ -277,23 +277,6 @@ def _expected_ns(resolved: ResolvedScenario, profiles: Sequence[LatencyProfile],
     return profiles[model.index].latency_ns(kind, max(int(records.batch_units[row]), 1), length_ns)
 
 
-def with_cost_per_request(profile: LatencyProfile, per_request_us: float) -> LatencyProfile:
-    """The profile with so much added for each request of a batch: what handing it over takes the slice."""
-
-    def more(row: Mapping[int, float]) -> dict[int, float]:
-        return {batch: round(value + per_request_us * batch / 1e3, 4) for batch, value in row.items()}
-
-    data = profile.model_dump(mode="json", exclude_defaults=True)
-    table, by_length = profile.table, profile.table_by_length_s
-    if table is not None:
-        data["table"] = {name: more(row) for name, row in table.items()}
-    if by_length is not None:
-        data["table_by_length_s"] = {
-            name: {length: more(row) for length, row in rows.items()} for name, rows in by_length.items()
-        }
-    return profile_from_dict(data, origin="measured profile")
-
-
 def calibrate(
     resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], idle: Played, busy: Sequence[Played]
 ) -> Calibration:
@@ -337,7 +320,6 @@ def calibrate(
                     f"{slope.value:.0f} us per {unit}; {section.fixed_us.notes}"
                 )
     gap = gap_between_batches(resolved, profiles, busy)
-    profiles = [with_cost_per_request(profile, gap.per_request_us) for profile in profiles]
     models = tuple(
         model.model_copy(update={"execution_profile": profile})
         for model, profile in zip(scenario.models, profiles, strict=True)
@@ -347,7 +329,10 @@ def calibrate(
         front_us, response_us = _overheads_around_triton(resolved, scenario.model_copy(update=changes), records)
     else:
         front_us, response_us = _overheads(resolved, profiles, records)
-    overheads = Overheads(frontend_us=front_us, turnaround_us=gap.fixed_us, response_us=response_us)
+    overheads = Overheads(
+        frontend_us=front_us, turnaround_us=gap.fixed_us, turnaround_request_us=gap.per_request_us,
+        response_us=response_us,
+    )  # fmt: skip
     notes.append(
         f"between two batches of a busy slice, beyond the profile: {gap.fixed_us:.0f} us and "
         f"{gap.per_request_us:.0f} us a request ({gap.pairs} pairs of batches, medians by size)"

@@ -35,7 +35,8 @@ C_WARM_REQUESTS = 13  # requests before the window
 C_SECTION_BY_TIME = 14
 C_SECTION_SPAN = 15  # requests, or ns, that the sections of the run share
 C_LARGEST_BATCH = 16
-CONFIG_COUNT = 17
+C_TURNAROUND_REQUEST_NS = 17
+CONFIG_COUNT = 18
 
 # Indices into ``world.clock``, which does.
 K_NOW_NS = 0

@@ -30,6 +30,7 @@ from sim.compiled.layout import (
     C_SHARED_SLOWDOWN,
     C_SPANS,
     C_TURNAROUND_NS,
+    C_TURNAROUND_REQUEST_NS,
     K_BATCHES,
     K_FAULT,
     K_FINISHED,
@@ -338,7 +339,7 @@ def start(world: World, server: int, consumer: int) -> None:
         world.attempts[request] += 1
     if world.server_keeps_order[server] == 1:
         line_up(world, server, state.out_request[0])
-    plan_events(world, batch, start_ns, end_ns, consumer)
+    plan_events(world, batch, start_ns, end_ns, consumer, count)
 
 
 def batch_table_ns(world: World, state: Batcher, model: int, slice_index: int, count: int, units: int) -> int:
@@ -412,7 +413,7 @@ def batch_release(world: World, batch: int) -> None:
         world.clock[K_FREE_BATCH] = batch
 
 
-def plan_events(world: World, batch: int, start_ns: int, end_ns: int, consumer: int) -> None:
+def plan_events(world: World, batch: int, start_ns: int, end_ns: int, consumer: int, count: int) -> None:
     """Schedules the end of a batch and the moment when the thread that started it asks for the next one."""
     server = world.batch_server[batch]
     model = world.server_model[server]
@@ -420,6 +421,7 @@ def plan_events(world: World, batch: int, start_ns: int, end_ns: int, consumer: 
     if world.model_consumed_permille[model] >= 0:
         consumed_ns = (end_ns - start_ns) * world.model_consumed_permille[model] // 1000
     at_ns = ready_ns(world.model_backend[model], start_ns, end_ns, consumed_ns) + world.config[C_TURNAROUND_NS]
+    at_ns += count * world.config[C_TURNAROUND_REQUEST_NS]
     global_consumer = world.batch_consumer[batch]
     world.consumer_credits[global_consumer] -= 1
     if world.consumer_credits[global_consumer] > 0:

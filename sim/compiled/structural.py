@@ -243,6 +243,7 @@ def _form(model: SimModel, came_ns: Array, came: Array) -> dict[str, Array] | No
     setting[kernel.B_DELAY_NS] = batching.delay_ns
     setting[kernel.B_BY_AGE] = int(server.plan.setting[s.S_CONSUMER_CHOICE] == s.CHOICE_LONGEST_IDLE)
     setting[kernel.B_TURNAROUND_NS] = model.turnaround_ns
+    setting[kernel.B_TURNAROUND_REQUEST_NS] = model.turnaround_request_ns
     setting[kernel.B_RESPONSE_NS] = model.response_ns
     setting[kernel.B_SLOWDOWN_PPM] = tables.slowdown_ppm
     setting[kernel.B_SHARED] = int(shared is not None)

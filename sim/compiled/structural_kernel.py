@@ -28,7 +28,8 @@ B_RESPONSE_NS = 6
 B_SLOWDOWN_PPM = 7
 B_SHARED = 8
 B_LENGTHS = 9  # 1: execution times depend on the requests' lengths
-B_COUNT = 10
+B_TURNAROUND_REQUEST_NS = 10
+B_COUNT = 11
 
 DONE = 0
 ZERO_SERVICE = 1
@@ -419,7 +420,7 @@ def form_batches(
         if end_ns == now_ns:
             return ZERO_SERVICE
         slices[3, slice_] = end_ns
-        ready_ns[consumer] = end_ns + setting[B_TURNAROUND_NS]
+        ready_ns[consumer] = end_ns + setting[B_TURNAROUND_NS] + taken * setting[B_TURNAROUND_REQUEST_NS]
         for place in range(head, head + taken):
             request = came[place]
             starts_ns[request] = now_ns

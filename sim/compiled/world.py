@@ -232,6 +232,7 @@ class RunMemory:
         config = np.zeros(lay.CONFIG_COUNT, dtype=np.int64)
         config[lay.C_FRONTEND_NS] = model.frontend_ns
         config[lay.C_TURNAROUND_NS] = model.turnaround_ns
+        config[lay.C_TURNAROUND_REQUEST_NS] = model.turnaround_request_ns
         config[lay.C_RESPONSE_NS] = model.response_ns
         config[lay.C_BALANCER] = model.balancer
         config[lay.C_RETRY] = int(model.retry)

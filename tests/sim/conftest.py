@@ -147,7 +147,15 @@ def scenarios(draw: st.DrawFn, toy: Any) -> dict[str, Any]:
         events.append({"kind": happening, "at_s": draw(failing), "slice": draw(st.sampled_from(free))})
     if any(model["arrivals"]["kind"] != "closed_loop" for model in served) and draw(st.booleans()):
         events.append({"kind": "rate_changes", "at_s": draw(failing), "factor": draw(st.sampled_from([0.5, 3.0]))})
-    overheads = draw(st.sampled_from([{}, {"frontend_us": 100, "turnaround_us": 300, "response_us": 50}]))
+    overheads = draw(
+        st.sampled_from(
+            [
+                {},
+                {"frontend_us": 100, "turnaround_us": 300, "response_us": 50},
+                {"turnaround_us": 20, "turnaround_request_us": 170},
+            ]
+        )
+    )
     server = {
         "topology": draw(st.sampled_from(["central", "per_slice"])),
         "balancer": draw(st.sampled_from(["round_robin", "random", "least_outstanding", "power_of_two"])),

@@ -89,6 +89,11 @@ CASES: dict[str, tuple[Change, float, str]] = {
         "slices of toy",
     ),
     "turnaround": (_field(server={"overheads": {"turnaround_us": 1200.0}}), 7 / 1.65e-3, "slices of toy"),
+    "turnaround of each request": (
+        _field(server={"overheads": {"turnaround_request_us": 100.0}}),
+        7 / 1.6e-3,
+        "slices of toy",
+    ),
     "mixed slices": (_mixed, (2 / 12 + 1 / 7 + 1 / 5) * 8e3, "slices of toy"),
     "interference": (_interference, 7 / 1.575e-3, "slices of toy"),
     "cpu": (_cpu, 6 * 0.9 / 3e-3, "preprocessing (cpu)"),
