@@ -83,7 +83,7 @@ class SimModel:
     refusal_backoff_ns : tuple of int
     retry : bool
         Whether requests of a lost slice are tried once more.
-    frontend_ns, turnaround_ns, turnaround_request_ns, response_ns : int
+    frontend_ns, turnaround_ns, turnaround_request_ns, response_ns, response_request_ns : int
         Overheads of the serving software.
     """
 
@@ -105,6 +105,7 @@ class SimModel:
     turnaround_ns: int
     turnaround_request_ns: int
     response_ns: int
+    response_request_ns: int
 
 
 def build_model(resolved: ResolvedScenario, trace: Trace, *, audio_lengths: Sequence[Int64] | None = None) -> SimModel:
@@ -158,6 +159,7 @@ def build_model(resolved: ResolvedScenario, trace: Trace, *, audio_lengths: Sequ
         turnaround_ns=ns_from_us(overheads.turnaround_us),
         turnaround_request_ns=ns_from_us(overheads.turnaround_request_us),
         response_ns=ns_from_us(overheads.response_us),
+        response_request_ns=ns_from_us(overheads.response_request_us),
     )
 
 

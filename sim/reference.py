@@ -487,7 +487,10 @@ class ReferenceEngine:
         model_index = self.model_of[request]
         self._leave_server(request)
         self.columns["outcome"][request] = outcome
-        done_ns = now + (self.model.response_ns if outcome == SERVED else 0)
+        done_ns = now
+        if outcome == SERVED:
+            requests = int(self.columns["batch_size"][request])
+            done_ns += self.model.response_ns + requests * self.model.response_request_ns
         self.columns["completed_ns"][request] = done_ns
         self.finished += 1
         if self.progress is not None and self.finished % PROGRESS_STEP == 0:

@@ -1,13 +1,14 @@
 """Triton's dynamic batcher: what each event does to it. Scanning, payload queues and rate limits have own files.
 
-The server runs one batcher thread per model and one backend thread per consumer. Here both take no time: an event
+The server runs one batcher thread per model and one backend thread per consumer. Here they take no time: an event
 leaves the batcher *notified*; ``triton_take_batch`` first lets idle consumers take what waits (a thread that
 finishes a batch is back at the queue before the batcher wakes up) and then runs the batcher until it sleeps.
 
 Read in triton-inference-server/core at 73aad7c (9 June 2026) and written anew: ``dynamic_batch_scheduler.cc``,
 ``scheduler_utils.cc``, ``payload.cc``, ``instance_queue.cc``, ``rate_limiter.cc``. Where this differs from the
-source: requests cannot be cancelled; every thread wakes at once, except where a lost wake-up is asked for; a batcher
-that the source lets spin on a request of another shape sleeps until the next event.
+source: requests cannot be cancelled; threads wake at once, except that the batcher may be told to need some time for it
+and to win a share of its races with threads that come back; a batcher that the source lets spin on a request of another shape sleeps until
+the next event.
 """
 
 from __future__ import annotations
@@ -35,13 +36,15 @@ from preba.batching.triton_layout import (
     S_DYNAMIC,
     S_EQUAL_SHAPE,
     S_LEVELS,
-    S_LOST_WAKE_PERMILLE,
-    S_LOST_WAKE_SEED,
+    S_BATCHER_FIRST_PERMILLE,
+    S_BATCHER_FIRST_SEED,
     S_PREFETCH,
     S_RATE_LIMITED,
     S_SWEEP,
+    S_WAKE_NS,
     TICK_NS,
     V_ASKING,
+    V_AWAKE,
     V_BLOCKED,
     V_CLOSED,
     V_CURSOR_COUNT,
@@ -59,6 +62,7 @@ from preba.batching.triton_layout import (
     V_SATURATED,
     V_STALE,
     V_SWEEP_NS,
+    V_WAKE_NS,
 )
 from preba.batching.triton_payloads import (
     payload_dispatch,
@@ -130,20 +134,23 @@ def triton_consumer_idle(state: BatcherState, now_ns: int, consumer: int) -> Non
     """A backend thread has finished (or starts) and asks for its next payload."""
     if state.setting[S_RATE_LIMITED] == 1:
         rate_returned(state, consumer)
+    # The end of execution notifies the batcher, and only then does the thread come back for more: a race.
+    first = 0
+    if state.setting[S_DYNAMIC] == 1 and state.scalar[V_WAITING] > 0:
+        first = batcher_is_first(state)
+    if first == 1 and state.setting[S_PREFETCH] == 1:
+        batcher_run(state, now_ns)  # what has come meanwhile may still join the payload that goes next
     state.consumer_asking[consumer] = 1
     state.scalar[V_ASKING] += 1
     if state.setting[S_DYNAMIC] == 0:
         return
-    if state.setting[S_PREFETCH] == 0 and state.scalar[V_ASKING] == 1 and state.scalar[V_WAITING] > 0:
-        # The end of execution notifies the batcher, and only then does the thread count as waiting. If the
-        # batcher looks in between it goes back to sleep and nobody wakes it but an arrival or its own tick.
-        state.scalar[V_RETURNS] += 1
-        if wake_is_lost(state) == 1:
-            if state.scalar[V_BLOCKED] == 0:
-                block(state, now_ns)
-            roll(state, V_SWEEP_NS, now_ns)
-            state.scalar[V_MISSED] = 1
-            return
+    if first == 1 and state.setting[S_PREFETCH] == 0 and state.scalar[V_ASKING] == 1:
+        # Seeing no consumer the batcher goes back to sleep, and nobody wakes it but an arrival or its own tick.
+        if state.scalar[V_BLOCKED] == 0:
+            block(state, now_ns)
+        roll(state, V_SWEEP_NS, now_ns)
+        state.scalar[V_MISSED] = 1
+        return
     state.scalar[V_NOTIFIED] = 1
 
 
@@ -153,13 +160,14 @@ def block(state: BatcherState, now_ns: int) -> None:
     state.scalar[V_SWEEP_NS] = now_ns + TICK_NS
 
 
-def wake_is_lost(state: BatcherState) -> int:
+def batcher_is_first(state: BatcherState) -> int:
     """1 for the configured share of returns, spread by an integer hash of the return's number and the seed."""
-    permille = state.setting[S_LOST_WAKE_PERMILLE]
+    permille = state.setting[S_BATCHER_FIRST_PERMILLE]
     if permille == 0:
         return 0
+    state.scalar[V_RETURNS] += 1
     mixed = state.scalar[V_RETURNS] % _HASH_PRIME * _HASH_STEP
-    mixed += state.setting[S_LOST_WAKE_SEED] % _HASH_PRIME * _HASH_SEED_STEP + 12_345
+    mixed += state.setting[S_BATCHER_FIRST_SEED] % _HASH_PRIME * _HASH_SEED_STEP + 12_345
     mixed = mixed % _HASH_PRIME * _HASH_STEP % _HASH_PRIME
     mixed = mixed * _HASH_STEP % _HASH_PRIME
     if mixed // 7 % 1000 < permille:
@@ -182,6 +190,11 @@ def triton_consumer_lost(
 
 def triton_advance(state: BatcherState, now_ns: int) -> None:
     """Lets the batcher's sleep run out if it is due."""
+    if state.scalar[V_WAKE_NS] > 0:
+        if state.scalar[V_WAKE_NS] <= now_ns:
+            state.scalar[V_WAKE_NS] = 0
+            state.scalar[V_AWAKE] = 1
+        return
     if state.scalar[V_BLOCKED] == 0:
         if state.scalar[V_WAITING] > 0 and state.scalar[V_DUE_NS] <= now_ns:
             state.scalar[V_NOTIFIED] = 1
@@ -223,6 +236,8 @@ def sweep(state: BatcherState, now_ns: int) -> None:
 
 def triton_due_ns(state: BatcherState) -> int:
     """When the batcher's sleep runs out, if that can change anything."""
+    if state.scalar[V_WAKE_NS] > 0:
+        return state.scalar[V_WAKE_NS]
     if state.scalar[V_BLOCKED] == 0:
         if state.scalar[V_WAITING] == 0:
             return NEVER
@@ -240,9 +255,14 @@ def triton_take_batch(state: BatcherState, now_ns: int) -> int:
         consumer = payload_dispatch(state, now_ns)
         if consumer != NONE:
             return consumer
-        if state.scalar[V_NOTIFIED] == 0:
+        if state.scalar[V_NOTIFIED] == 0 and state.scalar[V_AWAKE] == 0:
             return NONE
         state.scalar[V_NOTIFIED] = 0
+        if state.scalar[V_AWAKE] == 0 and state.setting[S_WAKE_NS] > 0:
+            if state.scalar[V_WAKE_NS] == 0:
+                state.scalar[V_WAKE_NS] = now_ns + state.setting[S_WAKE_NS]
+            return NONE
+        state.scalar[V_AWAKE] = 0
         batcher_run(state, now_ns)
 
 

@@ -12,10 +12,11 @@ S_DEFAULT_LEVEL = S_POLICY_FIRST + 4
 S_EQUAL_SHAPE = S_POLICY_FIRST + 5  # 1: only requests of equal shape share a batch
 S_RATE_LIMITED = S_POLICY_FIRST + 6
 S_COUNTER_DRIFT = S_POLICY_FIRST + 7  # 1: server bug 8870
-S_LOST_WAKE_PERMILLE = S_POLICY_FIRST + 8
-S_LOST_WAKE_SEED = S_POLICY_FIRST + 9
+S_BATCHER_FIRST_PERMILLE = S_POLICY_FIRST + 8
+S_BATCHER_FIRST_SEED = S_POLICY_FIRST + 9
 S_SWEEP = S_POLICY_FIRST + 10  # 1: expired requests are rejected while no slot is free (24.03 and later)
 S_INSTANCES = S_POLICY_FIRST + 11  # consumers per device; consumer c is instance c // devices of device c % devices
+S_WAKE_NS = S_POLICY_FIRST + 13  # the batcher runs so long after it is notified
 S_INSTANCES_PER_CONSUMER = S_POLICY_FIRST + 12  # model instances one backend thread serves
 
 # Running values. The four that do not start from 0 are named in state.py.
@@ -30,7 +31,9 @@ V_MISSED = V_POLICY_FIRST + 11  # 1: a slot is free but the batcher was not told
 V_ASKING = V_POLICY_FIRST + 12  # the server's count of waiting consumers
 V_QUEUE_LENGTH = V_POLICY_FIRST + 13  # payloads any instance may take
 V_DEADLINES = V_POLICY_FIRST + 14  # waiting requests that a sweep could reject
-V_RETURNS = V_POLICY_FIRST + 15  # times a consumer came back to a blocked batcher
+V_RETURNS = V_POLICY_FIRST + 15  # times a consumer came back while requests waited
+V_WAKE_NS = V_POLICY_FIRST + 27  # when a batcher that has been notified will run, 0 = it has not been
+V_AWAKE = V_POLICY_FIRST + 28  # 1: that time has come
 V_IDLING = V_POLICY_FIRST + 26  # 1: the batcher went to sleep because nothing waited
 
 # The cursor: how far the last scan of the waiting requests came.

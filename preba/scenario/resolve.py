@@ -9,7 +9,7 @@ from pathlib import Path
 
 from preba.arrivals import ReplayArrivals
 from preba.batchers import PluginBatching
-from preba.batching.triton_config import LOST_WAKEUP_PROVENANCE, TritonBatcher
+from preba.batching.triton_config import BATCHER_FIRST_PROVENANCE, TritonBatcher
 from preba.errors import MissingFileError, ScenarioError
 from preba.hardware import Hardware, HardwareConfig, resolve_hardware
 from preba.mig.catalogue import Device, load_device
@@ -100,11 +100,11 @@ class ResolvedScenario:
                 ] = None
         for model in self.models:
             batcher = model.config.batcher
-            if isinstance(batcher, TritonBatcher) and batcher.lost_wakeup_permille() > 0:
+            if isinstance(batcher, TritonBatcher) and batcher.loses_wakeups:
                 found[
                     f"model {model.config.name!r}: this Triton version is modelled with lost wake-ups "
-                    f"({batcher.lost_wakeup_permille() / 10:g} % of batch ends while the bounded queue is full); "
-                    "batcher.quirks.lost_wakeup_permille: 0 turns them off"
+                    f"({batcher.batcher_first_permille() / 10:g} % of batch ends; the next arrival wakes the batcher, or its 500 ms tick); "
+                    "batcher.quirks.batcher_first_permille: 0 turns them off"
                 ] = None
         return list(found)
 
@@ -115,8 +115,8 @@ class ResolvedScenario:
         found += [(f"device {device.name}", device.provenance) for device in self.gpu_devices]
         for model in self.models:
             batcher = model.config.batcher
-            if isinstance(batcher, TritonBatcher) and batcher.lost_wakeup_permille() > 0:
-                found.append((f"lost wake-ups of {model.config.name}'s server", LOST_WAKEUP_PROVENANCE))
+            if isinstance(batcher, TritonBatcher) and batcher.loses_wakeups:
+                found.append((f"lost wake-ups of {model.config.name}'s server", BATCHER_FIRST_PROVENANCE))
             sizes = model.config.sizes.provenance()
             if sizes is not None:
                 found.append((f"input sizes of {model.config.name}", sizes))

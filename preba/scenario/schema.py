@@ -63,6 +63,8 @@ class Overheads(StrictModel):
     """From the end of one execution until its slice can start the next."""
     turnaround_request_us: NonNegativeFloat = 0.0
     """So much more for each request of that execution: handing out its answers one by one."""
+    response_request_us: NonNegativeFloat = 0.0
+    """The answers of a batch are this much later for each request in it, beyond ``response_us``."""
     response_us: NonNegativeFloat = 0.0
     """From the end of execution to the client having the answer."""
 

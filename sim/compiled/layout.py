@@ -36,7 +36,8 @@ C_SECTION_BY_TIME = 14
 C_SECTION_SPAN = 15  # requests, or ns, that the sections of the run share
 C_LARGEST_BATCH = 16
 C_TURNAROUND_REQUEST_NS = 17
-CONFIG_COUNT = 18
+C_RESPONSE_REQUEST_NS = 18
+CONFIG_COUNT = 19
 
 # Indices into ``world.clock``, which does.
 K_NOW_NS = 0
@@ -57,7 +58,8 @@ K_HOMELESS = 14
 K_FAULT = 15  # server + 1 whose plug-in handed out an impossible batch
 K_WINDOW_NS = 16  # streamed: start of the window, -1 before the warm-up is over
 K_WINDOW_END_NS = 17
-CLOCK_COUNT = 18
+K_LAST_ANSWER_NS = 18  # streamed: when the last request so far had its answer
+CLOCK_COUNT = 19
 
 # Why the event loop returned.
 STATUS_DONE = 0

@@ -25,6 +25,7 @@ from sim.compiled.layout import (
     C_CLOSED,
     C_FRONTEND_NS,
     C_RESPONSE_NS,
+    C_RESPONSE_REQUEST_NS,
     C_RETRY,
     C_SHARED,
     C_SHARED_SLOWDOWN,
@@ -512,7 +513,7 @@ def finish(world: World, request: int, outcome: int) -> None:
     world.outcome[request] = outcome
     done_ns = now_ns
     if outcome == SERVED:
-        done_ns += world.config[C_RESPONSE_NS]
+        done_ns += world.config[C_RESPONSE_NS] + world.batch_size[request] * world.config[C_RESPONSE_REQUEST_NS]
     else:
         never_executed(world, request)
     world.completed_ns[request] = done_ns

@@ -315,6 +315,6 @@ def _streamed_run(memory: _StreamMemory, resolved: ResolvedScenario) -> Streamed
         station_busy_ns=arrays["station_busy_ns"],
         window_ns=(window_ns, max(int(clock[lay.K_WINDOW_END_NS]), window_ns + 1)),
         warm_requests=int(arrays["config"][lay.C_WARM_REQUESTS]),
-        end_ns=int(clock[lay.K_NOW_NS]) + model.response_ns,
+        end_ns=int(clock[lay.K_LAST_ANSWER_NS]),
         outages=memory.outages(),
     )

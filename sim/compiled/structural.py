@@ -245,6 +245,7 @@ def _form(model: SimModel, came_ns: Array, came: Array) -> dict[str, Array] | No
     setting[kernel.B_TURNAROUND_NS] = model.turnaround_ns
     setting[kernel.B_TURNAROUND_REQUEST_NS] = model.turnaround_request_ns
     setting[kernel.B_RESPONSE_NS] = model.response_ns
+    setting[kernel.B_RESPONSE_REQUEST_NS] = model.response_request_ns
     setting[kernel.B_SLOWDOWN_PPM] = tables.slowdown_ppm
     setting[kernel.B_SHARED] = int(shared is not None)
     setting[kernel.B_LENGTHS] = int(tables.execution_ns.shape[1] > 1)
@@ -258,7 +259,8 @@ def _form(model: SimModel, came_ns: Array, came: Array) -> dict[str, Array] | No
     int64 = {name: np.empty(count, dtype=np.int64) for name in ("execution_start_ns", "execution_end_ns", "batch_id")}
     int32 = {name: np.empty(count, dtype=np.int32) for name in ("slice_index", "batch_size")}
     nothing = np.zeros(1, dtype=np.int64)
-    completed_ns = np.empty(count, dtype=np.int64) if model.response_ns > 0 else nothing
+    answers_later = model.response_ns + model.response_request_ns > 0
+    completed_ns = np.empty(count, dtype=np.int64) if answers_later else nothing
     preprocess_ns = np.zeros(count, dtype=np.int64)
     status = _compiled()[2](
         came_ns, came, setting, consumers, slices, reals, gpu_slice, tables.execution_ns,
@@ -274,7 +276,7 @@ def _form(model: SimModel, came_ns: Array, came: Array) -> dict[str, Array] | No
         **int32,
         "dispatched_ns": int64["execution_start_ns"],
         "slice_preprocess_ns": preprocess_ns,
-        "completed_ns": completed_ns if model.response_ns > 0 else int64["execution_end_ns"],
+        "completed_ns": completed_ns if answers_later else int64["execution_end_ns"],
         "batch_units": int32["batch_size"] if units == 1 else int32["batch_size"] * np.int32(units),
     }
 

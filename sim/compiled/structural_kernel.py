@@ -29,7 +29,8 @@ B_SLOWDOWN_PPM = 7
 B_SHARED = 8
 B_LENGTHS = 9  # 1: execution times depend on the requests' lengths
 B_TURNAROUND_REQUEST_NS = 10
-B_COUNT = 11
+B_RESPONSE_REQUEST_NS = 11
+B_COUNT = 12
 
 DONE = 0
 ZERO_SERVICE = 1
@@ -428,9 +429,10 @@ def form_batches(
             slice_index[request] = slice_
             batch_id[request] = batch
             batch_size[request] = taken
-        if setting[B_RESPONSE_NS] > 0:
+        response_ns = setting[B_RESPONSE_NS] + taken * setting[B_RESPONSE_REQUEST_NS]
+        if response_ns > 0:
             for place in range(head, head + taken):
-                done_ns[came[place]] = end_ns + setting[B_RESPONSE_NS]
+                done_ns[came[place]] = end_ns + response_ns
         if setting[B_SHARED] == 1:
             for place in range(head, head + taken):
                 preprocess_ns[came[place]] = shared_ns

@@ -29,6 +29,7 @@ from sim.compiled.layout import (
     C_SECTION_BY_TIME,
     C_SECTION_SPAN,
     C_WARM_REQUESTS,
+    K_LAST_ANSWER_NS,
     K_NOW_NS,
     K_WINDOW_END_NS,
     K_WINDOW_NS,
@@ -53,6 +54,8 @@ def count_finished(world: World, request: int) -> None:
     world.tally[first + T_OUTCOME + outcome] += 1
     window_ns = world.clock[K_WINDOW_NS]
     done_ns = world.completed_ns[request]
+    if done_ns > world.clock[K_LAST_ANSWER_NS]:
+        world.clock[K_LAST_ANSWER_NS] = done_ns
     scheduled_ns = world.scheduled_ns[request]
     latency_ns = done_ns - scheduled_ns
     within = outcome == SERVED and latency_ns <= world.model_slo_ns[model]

@@ -234,6 +234,7 @@ class RunMemory:
         config[lay.C_TURNAROUND_NS] = model.turnaround_ns
         config[lay.C_TURNAROUND_REQUEST_NS] = model.turnaround_request_ns
         config[lay.C_RESPONSE_NS] = model.response_ns
+        config[lay.C_RESPONSE_REQUEST_NS] = model.response_request_ns
         config[lay.C_BALANCER] = model.balancer
         config[lay.C_RETRY] = int(model.retry)
         config[lay.C_OPEN_IDENTITY] = int(not self.any_closed)

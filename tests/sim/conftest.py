@@ -61,7 +61,11 @@ def tritons(draw: st.DrawFn) -> dict[str, Any]:
     regime = draw(st.sampled_from(["prefetch", "policy", "levels", "rate"]))
     if regime == "prefetch":
         config["preserve_ordering"] = draw(st.booleans())
-        config["quirks"] = {"ordering_regression": draw(st.sampled_from([None, False]))}
+        config["quirks"] = {
+            "ordering_regression": draw(st.sampled_from([None, False])),
+            "batcher_first_permille": draw(st.sampled_from([None, 300])),
+            "batcher_wakeup_us": draw(st.sampled_from([0, 0, 600])),
+        }
     elif regime == "policy":
         action = draw(st.sampled_from(["REJECT", "DELAY"]))
         policy = {"timeout_action": action, "default_timeout_us": draw(st.sampled_from([0, 5000]))}
@@ -152,7 +156,7 @@ def scenarios(draw: st.DrawFn, toy: Any) -> dict[str, Any]:
             [
                 {},
                 {"frontend_us": 100, "turnaround_us": 300, "response_us": 50},
-                {"turnaround_us": 20, "turnaround_request_us": 170},
+                {"turnaround_us": 20, "turnaround_request_us": 170, "response_request_us": 130},
             ]
         )
     )

@@ -65,15 +65,21 @@ def test_slice_takes_the_next_batch_after_its_turnaround(toy: Any, tmp_path: Any
     assert starts.tolist() == [0.0, 10.3, 20.6]
 
 
-def test_turnaround_grows_with_the_requests_of_the_batch(toy: Any, tmp_path: Any) -> None:
-    """A batch of two keeps its slice 0.2 ms longer than one of one; its own answers are not later for it."""
+def test_turnaround_and_answers_take_longer_for_larger_batches(toy: Any, tmp_path: Any) -> None:
+    """A batch of two keeps its slice 0.2 ms longer than one of one; its answers are 0.05 ms later."""
     times = toy.arrivals_at(tmp_path, [0.0, 1.0, 2.0, 11.0])
     model = toy.model(toy.profile({"full": {"1": 10, "2": 10}}), times, batcher={"kind": "greedy", "batch_max": 2})
-    overheads = {"turnaround_us": 100.0, "turnaround_request_us": 200.0}
+    overheads = {
+        "turnaround_us": 100.0,
+        "turnaround_request_us": 200.0,
+        "response_us": 500.0,
+        "response_request_us": 50.0,
+    }
     records = toy.run(toy.scenario([model], requests=4, server={"overheads": overheads})).result.records
     starts = records.execution_start_ns / NS_PER_MS
     assert starts.tolist() == [0.0, 10.3, 10.3, 20.8]
     assert (records.execution_end_ns / NS_PER_MS).tolist() == [10.0, 20.3, 20.3, 30.8]
+    assert (records.completed_ns / NS_PER_MS).tolist() == [10.55, 20.9, 20.9, 31.35]
 
 
 def test_audio_batch_takes_the_time_of_its_longest_input(toy: Any, tmp_path: Any) -> None:

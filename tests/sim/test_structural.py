@@ -95,7 +95,11 @@ def plain_scenarios(draw: st.DrawFn, toy: Any) -> dict[str, Any]:
         seed=draw(st.integers(0, 1000)),
         partition=partition,
         preprocessing=preprocessing,
-        server={"overheads": draw(st.sampled_from([{}, overheads, {"turnaround_request_us": 500}]))},
+        server={
+            "overheads": draw(
+                st.sampled_from([{}, overheads, {"turnaround_request_us": 500, "response_request_us": 300}])
+            )
+        },
     )
 
 

@@ -157,8 +157,9 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
     "triton-policies": triton_case(preferred_batch_size=[4], max_queue_delay_us=5, **POLICIES),
     "triton-lost-wakeups": triton_case(
         default_queue_policy={"max_queue_size": 9},
-        quirks={"lost_wakeup_permille": 400, "lost_wakeup_seed": 7, "counter_drift": False},
+        quirks={"batcher_first_permille": 400, "batcher_first_seed": 7, "counter_drift": False},
     ),
+    "triton-threads": triton_case(max_queue_delay_us=4, quirks={"batcher_first_permille": 400, "batcher_wakeup_us": 1}),
     "triton-limited": triton_case(instances_per_slice=2, max_queue_delay_us=3, rate_limiter=LIMITER),
     "triton-limited-policies": triton_case(instances_per_slice=2, rate_limiter=LIMITER, **POLICIES),
     "triton-off": triton_case(dynamic_batching=False),

@@ -140,12 +140,13 @@ def test_triton_config_versions_name_the_same_release_alike() -> None:
 
 
 def test_triton_config_quirks_follow_the_version_unless_told() -> None:
-    """Faults are those of the server version; each can be switched on or off; a lost wake-up needs a bounded queue."""
+    """Faults are those of the server version; each can be switched on or off; a lost wake-up needs a queue policy."""
     bounded = {"default_queue_policy": {"max_queue_size": 4}}
-    assert batcher(**bounded).to_settings().setting[t.S_LOST_WAKE_PERMILLE] > 0
-    assert batcher().to_settings().setting[t.S_LOST_WAKE_PERMILLE] == 0
-    told = batcher(quirks={"lost_wakeup_permille": 3, "counter_drift": False, "ordering_regression": True}, **bounded)
-    assert told.to_settings().setting[t.S_LOST_WAKE_PERMILLE] == 3
+    assert batcher(**bounded).to_settings().setting[t.S_BATCHER_FIRST_PERMILLE] > 0
+    assert batcher(priority_levels=2, default_priority_level=1).loses_wakeups
+    assert batcher().to_settings().setting[t.S_BATCHER_FIRST_PERMILLE] == 0
+    told = batcher(quirks={"batcher_first_permille": 3, "counter_drift": False, "ordering_regression": True}, **bounded)
+    assert told.to_settings().setting[t.S_BATCHER_FIRST_PERMILLE] == 3
     assert told.to_settings().setting[t.S_COUNTER_DRIFT] == 0
     assert batcher().to_settings().setting[t.S_COUNTER_DRIFT] == 1
     assert told.ordering_regression

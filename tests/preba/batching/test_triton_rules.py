@@ -219,7 +219,7 @@ def test_triton_override_without_a_default_is_no_timeout() -> None:
 
 def test_triton_full_queue_refuses_and_keeps_counting_units() -> None:
     """A bounded queue refuses beyond its limit; the server's unit count keeps what it refused."""
-    state = fresh(batcher(default_queue_policy={"max_queue_size": 2}, quirks={"lost_wakeup_permille": 0}))
+    state = fresh(batcher(default_queue_policy={"max_queue_size": 2}, quirks={"batcher_first_permille": 0}))
     offer(state, 0, 0)
     offer(state, 1, 1, 2)
     assert brain.enqueue(state, ns_from_ms(1), 3) == REFUSED_QUEUE_FULL
@@ -246,7 +246,7 @@ def test_triton_levels_have_their_own_policies() -> None:
             default_priority_level=1,
             default_queue_policy={"max_queue_size": 1},
             priority_queue_policy={"2": {"default_timeout_us": 5000}},
-            quirks={"lost_wakeup_permille": 0},
+            quirks={"batcher_first_permille": 0},
         )
     )
     for request in (2, 3):
@@ -381,7 +381,7 @@ def test_triton_counter_drift_loses_a_consumer_for_ever() -> None:
 
 def test_triton_lost_wakeup_idles_until_the_tick_when_the_queue_is_full() -> None:
     """A batcher that misses the end of a batch sleeps until its 500 ms tick if no arrival can wake it."""
-    config = batcher(default_queue_policy={"max_queue_size": 2}, quirks={"lost_wakeup_permille": 1000})
+    config = batcher(default_queue_policy={"max_queue_size": 2}, quirks={"batcher_first_permille": 1000})
     state = fresh(config)
     offer(state, 0, 0)
     offer(state, 0, 1, 2)
@@ -395,7 +395,7 @@ def test_triton_lost_wakeup_idles_until_the_tick_when_the_queue_is_full() -> Non
 def test_triton_lost_wakeup_keeps_the_phase_of_the_tick() -> None:
     """The tick runs from when the batcher went to sleep, also through a batch longer than its period."""
     policy = {"max_queue_size": 2}
-    state = fresh(batcher(default_queue_policy=policy, quirks={"lost_wakeup_permille": 1000}))
+    state = fresh(batcher(default_queue_policy=policy, quirks={"batcher_first_permille": 1000}))
     offer(state, 0, 0)
     offer(state, 0, 1, 2)
     finish(state, 60)
@@ -409,7 +409,7 @@ def test_triton_lost_wakeup_keeps_the_phase_of_the_tick() -> None:
 
 def test_triton_lost_wakeup_ends_with_an_admitted_arrival() -> None:
     """Any request that is taken in wakes a batcher that missed its instance."""
-    config = batcher(default_queue_policy={"max_queue_size": 4}, quirks={"lost_wakeup_permille": 1000})
+    config = batcher(default_queue_policy={"max_queue_size": 4}, quirks={"batcher_first_permille": 1000})
     state = fresh(config)
     offer(state, 0, 0)
     offer(state, 0, 1, 2)
@@ -423,7 +423,7 @@ def test_triton_lost_wakeup_shows_what_was_measured_with_a_bounded_queue() -> No
     for seed in range(4):
         draws = np.random.default_rng(seed).exponential(60 / 8 / 1.3, 4000)
         arrivals = [ns_from_ms(at) for at in np.cumsum(draws)]
-        config = batcher(default_queue_policy={"max_queue_size": 16}, quirks={"lost_wakeup_seed": seed})
+        config = batcher(default_queue_policy={"max_queue_size": 16}, quirks={"batcher_first_seed": seed})
         state = config.to_settings().make_state(consumers=1, capacity=4000)
         batches = play(state, arrivals, 60 * NS_PER_MS).batches
         span_ns = batches[-1].start_ns - batches[0].start_ns
@@ -435,6 +435,38 @@ def test_triton_lost_wakeup_shows_what_was_measured_with_a_bounded_queue() -> No
     half_width = 3.182 * np.std(rates, ddof=1) / 2  # 95 %, four runs
     assert abs(np.mean(rates) - 50) < half_width
     assert min(tails) > 1000
+
+
+@pytest.mark.parametrize(("permille", "next_batch"), [(0, [1]), (1000, [1, 2])])
+def test_triton_batcher_that_overtakes_the_backend_thread_fills_the_next_batch(
+    permille: int, next_batch: list[int]
+) -> None:
+    """At the end of a batch what came meanwhile joins the payload that waits only if the batcher runs first."""
+    state = fresh(batcher(max_queue_delay_us=5000, quirks={"batcher_first_permille": permille}))
+    offer(state, 0, 0)
+    assert tick(state, 5) == [[0]]
+    offer(state, 6, 1)
+    assert tick(state, 11) == []
+    assert offer(state, 15, 2) == []
+    assert finish(state, 25) == [next_batch]
+
+
+def test_triton_batcher_that_needs_time_to_wake_up_takes_in_what_comes_meanwhile() -> None:
+    """Arrivals within the wake-up join, those after it do not, and an expired delay is noticed late too."""
+    state = fresh(batcher(quirks={"batcher_wakeup_us": 300}), consumers=3)
+    assert offer(state, 0, 0) == []
+    assert brain.due_ns(state) == ns_from_ms(0.3)
+    assert offer(state, 0.2, 1) == []
+    assert tick(state, 0.3) == [[0, 1]]
+    assert offer(state, 0.7, 2) == []
+    assert tick(state, 1.0) == [[2]]
+
+    state = fresh(batcher(max_queue_delay_us=5000, quirks={"batcher_wakeup_us": 300}))
+    offer(state, 0, 0)
+    assert tick(state, 0.3) == []
+    assert tick(state, 5) == []
+    assert offer(state, 5.2, 1) == []
+    assert tick(state, 5.3) == [[0, 1]]
 
 
 def test_triton_rate_limiter_tops_up_a_deferred_payload() -> None:
@@ -488,7 +520,7 @@ def test_triton_lost_instance_hands_its_payload_to_another() -> None:
 def test_triton_without_instances_keeps_requests_for_the_next_one() -> None:
     """With every instance gone requests wait, and the first instance that returns serves them."""
     for fields in ({}, {"default_queue_policy": {"max_queue_size": 16}}, {"max_queue_delay_us": 1000}):
-        state = fresh(batcher(quirks={"lost_wakeup_permille": 0}, **fields))
+        state = fresh(batcher(quirks={"batcher_first_permille": 0}, **fields))
         brain.consumer_lost(state, 0, 0)
         assert offer(state, 1, 0, 1, 2) == []
         tick(state, 500)
