@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,17 @@ from accel.measure import line_through
 from preba.arrival_kinds import ClosedLoopArrivals
 from preba.batchers import GreedyBatching
 from preba.batching.triton_config import TritonBatcher
-from preba.cli.races import Race, with_race
+from preba.cli.triton_threads import (
+    IDLE_NS,
+    Race,
+    Wakeup,
+    head_waits_us,
+    lost_wakeups,
+    overtakings,
+    wakeup,
+    with_race,
+    with_wakeup,
+)
 from preba.figures import Figure
 from preba.preprocessing import CpuPreprocessing, NoPreprocessing
 from preba.preprocessing_costs import AudioCost, CpuCosts, ImageCost
@@ -34,14 +45,12 @@ __all__ = ["Calibration", "batch_limit", "calibrate", "kept_busy", "one_at_a_tim
 Array = NDArray[np.float64]
 
 GAPS_MIN = 5
-CUT = 0.05
+CUT = 0.02
 IDLE_THINK_MS = 2.0
-REHEARSAL_S = 10.0
+REHEARSAL_S = 15.0
 REHEARSAL_REQUESTS = 20_000
 ALONE_MIN = 30
 PAIRS_MIN = 100
-IDLE_NS = 2_000_000
-"""A slice that ended its batch so long ago has nothing left to do for it."""
 IDLE_THINK_MAX_MS = 100.0
 
 
@@ -125,21 +134,20 @@ class Line:
     fixed_us: float
     per_request_us: float
     values: int
-    sizes: int
 
 
 def line_by_size(found: dict[int, list[float]]) -> Line:
-    """A line through the means (the outer twentieths cut) of each batch size, in microseconds, none below zero."""
+    """A line through the means (the outermost left out) of each batch size, in microseconds, none below zero."""
     enough = {size: values for size, values in found.items() if len(values) >= GAPS_MIN}
     if not enough:
-        return Line(0.0, 0.0, 0, 0)
+        return Line(0.0, 0.0, 0)
     count = sum(len(values) for values in enough.values())
     sizes, means = np.array(list(enough)), np.array([trim_mean(values, CUT) for values in enough.values()])
     if len(enough) == 1:
-        return Line(max(float(means[0]), 0.0), 0.0, count, 1)
+        return Line(max(float(means[0]), 0.0), 0.0, count)
     weights = np.sqrt([len(values) for values in enough.values()])
     slope, fixed = (float(value) for value in np.polyfit(sizes, means, 1, w=weights))
-    return Line(max(fixed, 0.0), max(slope, 0.0), count, len(enough))
+    return Line(max(fixed, 0.0), max(slope, 0.0), count)
 
 
 def gaps_between_batches(
@@ -169,27 +177,29 @@ def gaps_between_batches(
 
 
 def turnaround(
-    resolved: ResolvedScenario,
-    profiles: Sequence[LatencyProfile],
-    rehearsed: Played,
-    busy: Sequence[Played],
-    race: Race | None,
+    resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], rehearsed: Played, busy: Sequence[Played]
 ) -> Line:
-    """The line of these gaps: where Triton batches under the load of the rehearsal, else with slices kept busy.
+    """The line of these gaps, from slices kept busy; where Triton batches, with the mean of the rehearsal.
 
-    Gaps of lost wake-ups, the longest ones, are left out; they are modelled themselves.
+    Under a queue policy the longest quarter is left out there: lost wake-ups, which are modelled themselves.
     """
+    line = line_by_size(gaps_between_batches(resolved, profiles, busy))
     batcher = resolved.models[0].config.batcher
-    if is_native(resolved) and isinstance(batcher, TritonBatcher):
-        waited_ns = 1000 * batcher.max_queue_delay_us + IDLE_NS
-        found = gaps_between_batches(resolved, profiles, [rehearsed], waited_ns)
-        if race is not None and race.policy:
-            kept = 1.0 - race.permille / 1e3
-            found = {size: sorted(gaps)[: round(kept * len(gaps))] for size, gaps in found.items()}
-        line = line_by_size(found)
-        if line.values >= PAIRS_MIN and line.sizes > 1:
-            return line
-    return line_by_size(gaps_between_batches(resolved, profiles, busy))
+    if not is_native(resolved) or not isinstance(batcher, TritonBatcher):
+        return line
+    waited_ns = 1000 * batcher.max_queue_delay_us + IDLE_NS
+    found = gaps_between_batches(resolved, profiles, [rehearsed], waited_ns)
+    if not batcher.prefetching:
+        found = {size: sorted(gaps)[: math.ceil(0.75 * len(gaps))] for size, gaps in found.items()}
+    return shifted(line, found)
+
+
+def shifted(line: Line, found: Mapping[int, Sequence[float]]) -> Line:
+    """The line moved to the mean of other values, if there are enough."""
+    values = [gap - line.per_request_us * size for size, gaps in found.items() for gap in gaps]
+    if len(values) < PAIRS_MIN:
+        return line
+    return Line(max(float(trim_mean(values, CUT)), 0.0), line.per_request_us, len(values))
 
 
 def answers_after_batch(resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], runs: Sequence[Played]) -> Line:
@@ -198,10 +208,9 @@ def answers_after_batch(resolved: ResolvedScenario, profiles: Sequence[LatencyPr
     native = is_native(resolved)
     for played in runs:
         records = played.result.records.select(played.result.records.served)
+        begin_ns = records.execution_start_ns if native else records.dispatched_ns  # the way to the slice is part of it
         for row in range(len(records)):
-            end_ns = int(records.execution_end_ns[row])
-            if not native:  # the way to the slice is part of it
-                end_ns = int(records.dispatched_ns[row]) + _expected_ns(resolved, profiles, records, row)
+            end_ns = int(begin_ns[row]) + _expected_ns(resolved, profiles, records, row)
             found.setdefault(int(records.batch_size[row]), []).append((int(records.completed_ns[row]) - end_ns) / 1e3)
     return line_by_size(found)
 
@@ -222,7 +231,6 @@ def calibrate(
     idle: Played,
     rehearsed: Played,
     busy: Sequence[Played],
-    race: Race | None = None,
 ) -> Calibration:
     """Puts what was measured into the scenario: profiles, preprocessing costs, overheads.
 
@@ -237,8 +245,6 @@ def calibrate(
         The scenario with other draws: what the same load makes of overheads and of preprocessing on shared cores.
     busy : sequence of Played
         Slices always busy, with batches of several sizes.
-    race : Race, optional
-        How often Triton's batcher runs before a thread that comes back from a batch.
     """
     scenario = resolved.scenario
     alone = idle.result.records.select(idle.result.records.served)
@@ -268,19 +274,15 @@ def calibrate(
                     f"{modality} preprocessing ({backend}) in the server: {section.fixed_us.value:.0f} us and "
                     f"{slope.value:.0f} us per {unit}; {section.fixed_us.notes}"
                 )
-    gap = turnaround(resolved, profiles, rehearsed, busy, race)
+    gap = turnaround(resolved, profiles, rehearsed, busy)
     answers = answers_after_batch(resolved, profiles, [idle, rehearsed])
-    models = []
-    for model, profile in zip(scenario.models, profiles, strict=True):
-        fields: dict[str, Any] = {"execution_profile": profile}
-        if race is not None:
-            fields["batcher"] = with_race(model.batcher, race)
-        models.append(model.model_copy(update=fields))
-    changes["models"] = tuple(models)
-    front = _before_triton_us(resolved, records) if is_native(resolved) else _before_batcher_us(records)
+    limit = max(batch_limit(resolved, model) for model in resolved.models)
+    native = is_native(resolved)
+    threads = wakeup(resolved, records) if native else Wakeup(0.0, 0)
+    front = head_waits_us(resolved, records, limit) if native else _before_batcher_us(records)
     if len(front) < ALONE_MIN:
-        front = _before_triton_us(resolved, alone) if is_native(resolved) else _before_batcher_us(alone)
-    front_us = max(float(trim_mean(front, CUT)), 0.0) if len(front) else 0.0
+        front = head_waits_us(resolved, alone, limit) if native else _before_batcher_us(alone)
+    front_us = max(float(trim_mean(front, CUT)) - threads.us, 0.0) if len(front) else 0.0
     overheads = Overheads(
         frontend_us=front_us, turnaround_us=gap.fixed_us, turnaround_request_us=gap.per_request_us,
         response_us=answers.fixed_us, response_request_us=answers.per_request_us,
@@ -296,14 +298,38 @@ def calibrate(
         ),
         (
             f"from the generator to the batcher, beyond preprocessing: {front_us:.0f} us "
-            f"({len(front)} requests that waited for nothing, mean)"
+            f"({len(front)} requests that met an idle slice or no line, mean)"
         ),
     ]
-    if race is not None:
-        notes.append(race.text())
-    server = scenario.server.model_copy(update={"overheads": overheads})
-    changes["server"] = server
-    return Calibration(scenario.model_copy(update=changes), tuple(notes))
+    changes["server"] = scenario.server.model_copy(update={"overheads": overheads})
+    changes["models"] = tuple(
+        model.model_copy(update={"execution_profile": profile, "batcher": with_wakeup(model.batcher, threads)})
+        for model, profile in zip(scenario.models, profiles, strict=True)
+    )
+    calibrated = scenario.model_copy(update=changes)
+    if native and isinstance(scenario.models[0].batcher, TritonBatcher):
+        notes.append(threads.text())
+        race = _race(resolved, calibrated, rehearsed, gap, limit)
+        if race is not None:
+            notes.append(race.text)
+            model = calibrated.models[0]
+            model = model.model_copy(update={"batcher": with_race(model.batcher, race)})
+            calibrated = calibrated.model_copy(update={"models": (model,)})
+    return Calibration(calibrated, tuple(notes))
+
+
+def _race(resolved: ResolvedScenario, calibrated: Scenario, rehearsed: Played, gap: Line, limit: int) -> Race | None:
+    """Who is first at the end of a batch, where that matters: with a queue policy or a delay."""
+    batcher = resolved.models[0].config.batcher
+    if not isinstance(batcher, TritonBatcher) or not batcher.dynamic_batching or limit < 2:
+        return None
+    if not batcher.prefetching:
+        return lost_wakeups(
+            resolved, rehearsed.result.records, lambda size: round(1e3 * (gap.fixed_us + gap.per_request_us * size))
+        )
+    if batcher.max_queue_delay_us == 0:
+        return None
+    return overtakings(resolve(calibrated, folder=resolved.folder), rehearsed.trace, rehearsed.result.records, limit)
 
 
 def _preprocessing_costs(resolved: ResolvedScenario, records: Records, facts: dict[str, str]) -> CpuCosts:
@@ -331,31 +357,10 @@ def _preprocessing_costs(resolved: ResolvedScenario, records: Records, facts: di
 def _before_batcher_us(records: Records) -> Array:
     """What passes from the generator to the batcher where no preprocessing is waited for."""
     work_ns = records.preprocess_end_ns - records.preprocess_start_ns
-    found = (records.enqueued_ns - records.issued_ns - work_ns) / 1e3
+    found = (records.enqueued_ns - records.scheduled_ns - work_ns) / 1e3
     order = np.argsort(records.issued_ns, kind="stable")
     before_ns = np.concatenate([[np.iinfo(np.int64).min], np.maximum.accumulate(records.enqueued_ns[order])[:-1]])
     free = np.empty(len(records), dtype=np.bool_)
     free[order] = before_ns < records.issued_ns[order]
     wanted: Array = found[free | (work_ns == 0)]
     return wanted
-
-
-def _before_triton_us(resolved: ResolvedScenario, records: Records) -> Array:
-    """What passes from the generator to the start of execution, beyond the batcher's delay.
-
-    Triton's batcher cannot be seen from outside, so only requests count that a slice executed alone after it had had
-    nothing to do.
-    """
-    batcher = resolved.models[0].config.batcher
-    delay_us = 0.0
-    if isinstance(batcher, TritonBatcher) and batcher.dynamic_batching and 1 not in batcher.preferred_batch_size:
-        delay_us = float(batcher.max_queue_delay_us) if batcher.max_batch_size > 1 else 0.0
-    found = []
-    for slice_index in np.unique(records.slice_index):
-        mine = np.flatnonzero(records.slice_index == slice_index)
-        mine = mine[np.argsort(records.execution_start_ns[mine], kind="stable")]
-        for before, row in itertools.pairwise(mine):
-            idle_ns = records.issued_ns[row] - records.execution_end_ns[before]
-            if records.batch_size[row] == 1 and idle_ns > IDLE_NS:
-                found.append(float(records.execution_start_ns[row] - records.issued_ns[row]) / 1e3 - delay_us)
-    return np.array(found)

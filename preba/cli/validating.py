@@ -15,7 +15,6 @@ import numpy as np
 
 from preba.cli.calibrating import batch_limit, calibrate, kept_busy, one_at_a_time, rehearsal
 from preba.cli.load import measured_summary
-from preba.cli.races import batcher_first
 from preba.cli.served import served
 from preba.cli.simulate import run_and_summarise
 from preba.profile import LatencyProfile
@@ -112,7 +111,6 @@ def live_and_simulated(resolved: ResolvedScenario, plan: ValidationPlan, say: Sa
     say("measuring busy slices")
     largest = max(batch_limit(resolved, model) for model in resolved.models)
     sizes = sorted({1, max(largest // 2, 1), largest})
-    race = batcher_first(resolved, largest, say)
     with served(kept_busy(resolved, plan.busy_batches, largest)) as url:
         busy = [
             play(kept_busy(resolved, plan.busy_batches, size), Target(url), payloads=plan.payloads, warmup_requests=0)
@@ -127,7 +125,7 @@ def live_and_simulated(resolved: ResolvedScenario, plan: ValidationPlan, say: Sa
         )  # fmt: skip
         say("rehearsing")
         rehearsed = play(rehearsal(resolved), Target(url), payloads=plan.payloads, warmup_requests=plan.warmup_requests)
-        calibration = calibrate(resolved, profiles, idle, rehearsed, busy, race)
+        calibration = calibrate(resolved, profiles, idle, rehearsed, busy)
         say(f"playing {resolved.scenario.run.requests or 'the'} requests")
         played = play(resolved, Target(url), payloads=plan.payloads, warmup_requests=plan.warmup_requests)
     say("simulating the same trace")

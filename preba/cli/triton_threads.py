@@ -1,0 +1,251 @@
+"""How the threads of a Triton server behave under a load, seen from outside in a rehearsal of that load.
+
+The batcher thread needs time to wake up: what arrives meanwhile joins the batch. At the end of a batch the backend
+thread wakes the batcher and returns for its next batch; if the batcher is the faster one it either adds late arrivals
+to the batch that goes next or, with a queue policy, sees no idle instance and sleeps on. Both depend on the machine and
+on what else it has to do.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preba.batching.triton_config import TritonBatcher
+from preba.records import Records
+from preba.scenario.resolve import ResolvedScenario, resolve
+from preba.trace import Trace
+from sim.run import DEFAULT_ENGINE, simulate
+
+__all__ = [
+    "IDLE_NS", "Race", "Wakeup", "head_waits_us", "lost_wakeups", "overtakings", "wakeup", "with_race", "with_wakeup",
+]  # fmt: skip
+
+IDLE_NS = 2_000_000
+"""A slice that ended its batch so long ago has nothing left to do for it."""
+PAIRS_MIN = 60
+WINDOW_NS = 3_000_000
+BINS = 12
+TRIES_MIN = 30
+CLEAR_NS = 2_500_000
+LATE_NS = 2_000_000
+CONTRAST = 0.05
+
+
+@dataclass(frozen=True)
+class Wakeup:
+    """From a notification of the batcher to its work, the mean over so many pairs of requests."""
+
+    us: float
+    pairs: int
+
+    def text(self) -> str:
+        """A sentence for the report."""
+        if self.pairs < PAIRS_MIN:
+            return "Triton's batcher thread: too few requests met an idle slice to see how long it takes to wake up"
+        return (
+            f"Triton's batcher thread takes {self.us:.0f} us to wake up ({self.pairs} requests that came within 3 ms "
+            "after one that met an idle slice: how many of them joined its batch)"
+        )
+
+
+@dataclass(frozen=True)
+class Race:
+    """Share of batch ends at which the batcher ran first; ``None`` where that could not be told."""
+
+    permille: int | None
+    text: str
+
+
+def with_wakeup(batcher: Any, found: Wakeup) -> Any:  # noqa: ANN401 - any policy of the union
+    """The batcher with the wake-up that was measured, unless it has been told its own."""
+    if not isinstance(batcher, TritonBatcher) or "batcher_wakeup_us" in batcher.quirks.model_fields_set:
+        return batcher
+    quirks = batcher.quirks.model_copy(update={"batcher_wakeup_us": round(found.us)})
+    return batcher.model_copy(update={"quirks": quirks})
+
+
+def with_race(batcher: Any, found: Race) -> Any:  # noqa: ANN401 - any policy of the union
+    """The batcher with the share of races that was measured, unless it has been told its own."""
+    told = not isinstance(batcher, TritonBatcher) or batcher.quirks.batcher_first_permille is not None
+    if told or found.permille is None:
+        return batcher
+    quirks = batcher.quirks.model_copy(update={"batcher_first_permille": found.permille})
+    return batcher.model_copy(update={"quirks": quirks})
+
+
+def delay_ns(batcher: TritonBatcher) -> int:
+    """How long a lone request waits in Triton's batcher."""
+    waits = batcher.dynamic_batching and batcher.max_batch_size > 1 and 1 not in batcher.preferred_batch_size
+    return 1000 * batcher.max_queue_delay_us if waits else 0
+
+
+def per_server(resolved: ResolvedScenario, records: Records) -> Iterator[tuple[Records, int]]:
+    """The served requests of each Triton server in order of arrival, and how many instances it has."""
+    records = records.select(records.served)
+    if resolved.scenario.server.topology == "central":
+        order = np.argsort(records.scheduled_ns, kind="stable")
+        yield records.select(order), len(resolved.models[0].slice_indices)
+        return
+    for index in np.unique(records.slice_index):
+        mine = np.flatnonzero(records.slice_index == index)
+        yield records.select(mine[np.argsort(records.scheduled_ns[mine], kind="stable")]), 1
+
+
+def meets_idle(records: Records, instances: int) -> NDArray[np.bool_]:
+    """Which requests came when an instance had been idle for a while and none waited for one; in order of arrival."""
+    rows = np.unique(records.batch_id, return_index=True)[1]
+    starts, ends = np.sort(records.execution_start_ns[rows]), np.sort(records.execution_end_ns[rows])
+    at_ns = records.issued_ns
+    busy = np.searchsorted(starts, at_ns) - np.searchsorted(ends, at_ns - IDLE_NS)
+    begun = np.maximum.accumulate(records.execution_start_ns)
+    before = np.concatenate([[np.iinfo(np.int64).min], begun[:-1]])
+    idle: NDArray[np.bool_] = (busy < instances) & (before < at_ns)
+    return idle
+
+
+def heads(records: Records) -> NDArray[np.bool_]:
+    """Which requests are the first of their batch; `records` in order of arrival."""
+    first = np.zeros(len(records), dtype=np.bool_)
+    first[np.unique(records.batch_id, return_index=True)[1]] = True
+    return first
+
+
+def head_waits_us(resolved: ResolvedScenario, records: Records, limit: int) -> NDArray[np.float64]:
+    """From schedule to execution, beyond the batcher's delay, of requests that met an idle instance."""
+    batcher = resolved.models[0].config.batcher
+    wait_ns = delay_ns(batcher) if isinstance(batcher, TritonBatcher) else 0
+    found = []
+    for mine, instances in per_server(resolved, records):
+        kept = meets_idle(mine, instances) & heads(mine)
+        if isinstance(batcher, TritonBatcher) and wait_ns > 0:
+            kept &= ~np.isin(mine.batch_size, [*batcher.preferred_batch_size, limit])
+        found.append((mine.execution_start_ns - mine.scheduled_ns)[kept] - wait_ns)
+    return np.concatenate(found) / 1e3 if found else np.empty(0)
+
+
+def wakeup(resolved: ResolvedScenario, records: Records) -> Wakeup:
+    """Measures the batcher thread's wake-up.
+
+    A request that meets an idle instance wakes the batcher, at once or at the end of the delay. The chance that the
+    next request still joins its batch, integrated over how much later that one comes, is the mean time it takes.
+    """
+    batcher = resolved.models[0].config.batcher
+    if not isinstance(batcher, TritonBatcher) or not batcher.dynamic_batching or batcher.max_batch_size < 2:
+        return Wakeup(0.0, 0)
+    from_ns = delay_ns(batcher)
+    after: list[NDArray[np.int64]] = []
+    joined: list[NDArray[np.bool_]] = []
+    for mine, instances in per_server(resolved, records):
+        kept = meets_idle(mine, instances) & heads(mine)
+        if from_ns > 0:
+            kept &= ~np.isin(mine.batch_size, [*batcher.preferred_batch_size, batcher.max_batch_size])
+        kept = kept[:-1]
+        after.append(np.diff(mine.issued_ns)[kept] - from_ns)
+        joined.append((mine.batch_id[1:] == mine.batch_id[:-1])[kept])
+    late_ns, same = np.concatenate(after), np.concatenate(joined)
+    inside = (late_ns >= 0) & (late_ns < WINDOW_NS)
+    if inside.sum() < PAIRS_MIN:
+        return Wakeup(0.0, int(inside.sum()))
+    place = late_ns[inside] * BINS // WINDOW_NS
+    count = np.bincount(place, minlength=BINS)
+    share = np.bincount(place, weights=same[inside], minlength=BINS) / np.maximum(count, 1)
+    return Wakeup(float(share[count > 0].sum()) * WINDOW_NS / BINS / 1e3, int(inside.sum()))
+
+
+def lost_wakeups(resolved: ResolvedScenario, records: Records, usual_ns: Any) -> Race:  # noqa: ANN401 - a function
+    """Counts batch ends after which the batcher slept on although requests waited.
+
+    Parameters
+    ----------
+    resolved : ResolvedScenario
+    records : Records
+        Of a run with a queue policy.
+    usual_ns : callable
+        What passes from the end of a batch of so many requests to the next start.
+
+    Returns
+    -------
+    Race
+        Only ends count with neither an arrival nor another end soon after, which would have woken the batcher.
+    """
+    lost = tries = 0
+    arrivals = np.sort(records.issued_ns)
+    for mine, _ in per_server(resolved, records):
+        rows = np.unique(mine.batch_id, return_index=True)[1]
+        oldest_ns = mine.issued_ns[rows]
+        start_ns, end_ns = mine.execution_start_ns[rows], mine.execution_end_ns[rows]
+        ends = np.sort(end_ns)
+        for index in np.unique(mine.slice_index[rows]):
+            own = np.flatnonzero(mine.slice_index[rows] == index)
+            own = own[np.argsort(start_ns[own], kind="stable")]
+            for batch, after in itertools.pairwise(own):
+                ended_ns = int(end_ns[batch])
+                expected_ns = ended_ns + usual_ns(int(mine.batch_size[rows[batch]]))
+                if oldest_ns[after] > ended_ns - IDLE_NS:
+                    continue
+                quiet_ns = expected_ns + CLEAR_NS
+                came = np.searchsorted(arrivals, quiet_ns) - np.searchsorted(arrivals, ended_ns - IDLE_NS // 4)
+                returned = np.searchsorted(ends, quiet_ns) - np.searchsorted(ends, ended_ns + 1)
+                if came or returned:
+                    continue
+                tries += 1
+                lost += int(start_ns[after] > expected_ns + LATE_NS)
+    if tries < TRIES_MIN:
+        return Race(None, "Triton's lost wake-ups: too few batch ends without an arrival after them to count any")
+    text = f"Triton's batcher overtook the backend thread at {lost} of {tries} batch ends and slept on: a lost wake-up"
+    return Race(round(1000 * lost / tries), text)
+
+
+def left_behind(resolved: ResolvedScenario, records: Records, limit: int) -> float:
+    """Share of batches with room that began although a request waited that did not join."""
+    behind = tries = 0
+    for mine, _ in per_server(resolved, records):
+        rows = np.unique(mine.batch_id, return_index=True)[1]
+        rows = rows[np.argsort(mine.execution_start_ns[rows], kind="stable")]
+        start_ns, oldest_ns = mine.execution_start_ns[rows], mine.issued_ns[rows]
+        later_ns = np.append(np.minimum.accumulate(oldest_ns[::-1])[::-1][1:], np.iinfo(np.int64).max)
+        room = mine.batch_size[rows] < limit
+        behind += int((room & (later_ns < start_ns - IDLE_NS)).sum())
+        tries += int(room.sum())
+    return behind / max(tries, 1)
+
+
+def overtakings(calibrated: ResolvedScenario, trace: Trace, records: Records, limit: int) -> Race:
+    """How often the batcher is first where batches wait for instances, from how many requests are left behind.
+
+    The measured share lies between those of two simulations of the same trace, in which it never and always is.
+
+    Parameters
+    ----------
+    calibrated : ResolvedScenario
+        With everything else that was measured.
+    trace : Trace
+        Of the rehearsal.
+    records : Records
+        What was measured of it.
+    limit : int
+        Largest batch.
+    """
+    seen = left_behind(calibrated, records, limit)
+    shares = []
+    model = calibrated.scenario.models[0]
+    for permille in (0, 1000):
+        batcher = with_race(model.batcher, Race(permille, ""))
+        scenario = calibrated.scenario.model_copy(update={"models": (model.model_copy(update={"batcher": batcher}),)})
+        run = simulate(resolve(scenario, folder=calibrated.folder), engine=DEFAULT_ENGINE, trace=trace)
+        shares.append(left_behind(calibrated, run.result.records, limit))
+    never, always = shares
+    if never - always < CONTRAST:
+        return Race(None, "Whether Triton's batcher overtakes the backend thread makes no difference here")
+    permille = round(1000 * float(np.clip((never - seen) / (never - always), 0.0, 1.0)))
+    text = (
+        f"Triton's batcher overtakes the backend thread at {permille / 10:g} % of batch ends: {100 * seen:.1f} % of "
+        f"batches with room left a request behind, {100 * never:.1f} % if it never does, {100 * always:.1f} % if always"
+    )
+    return Race(permille, text)
