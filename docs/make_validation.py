@@ -1,6 +1,6 @@
 """Measures every comparison of docs/validation.md, and writes that page from what was measured.
 
-python docs/make_validation.py measure [NAME ...]   runs live servers, some twenty minutes; one JSON file a case
+python docs/make_validation.py measure [NAME ...]   runs live servers, some forty minutes; one JSON file a case
 python docs/make_validation.py write                makes docs/validation.md of the JSON files
 """
 
@@ -14,18 +14,25 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from preba.batching.replay import play as play_batcher
 from preba.batching.triton_config import TritonBatcher
 from preba.cli.served import served
+from preba.cli.validate import with_measured
 from preba.cli.validating import ValidationPlan, live_and_simulated
+from preba.foreign.read import read_measured
 from preba.scenario.load import load_scenario
 from preba.scenario.resolve import ResolvedScenario, resolve
 from preba.units import ns_from_ms
 from runtime.load.run import Target, play
 from runtime.profiling import this_machine
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
+from perf_analyzer import analysed, prepared
+
+BY_PERF_ANALYZER = "triton-3-closed-loop-perf-analyzer"
 FOLDER = Path(__file__).parent / "validation"
 PAGE = Path(__file__).parent / "validation.md"
 GOLDEN = Path(__file__).parents[1] / "tests" / "data" / "triton-golden.json"
@@ -102,10 +109,12 @@ def cases() -> dict[str, tuple[str, dict[str, Any]]]:
     )  # fmt: skip
     loop = {"arrivals": {"kind": "closed_loop", "outstanding": 24}}
     found["triton-3-closed-loop"] = ("triton", triton_case(3, 0.7, model=loop))
-    found["front-end-fixed"] = ("pipeline", tensor_case(7, 0.5, {"kind": "fixed", "batch_max": 8, "timeout_ms": 5}))
+    fixed = tensor_case(7, 0.15, {"kind": "fixed", "batch_max": 8, "timeout_ms": 15})
+    found["front-end-fixed"] = ("pipeline", fixed)
     found["preba-image"] = ("pipeline", preba_image("cpu"))
     found["preba-image-dali"] = ("pipeline", preba_image("dali_cpu"))
     found["preba-audio"] = ("pipeline", preba_audio())
+    found["onnx-on-cpu"] = ("pipeline", onnx_on_cpu())
     return found
 
 
@@ -125,7 +134,7 @@ def preba_audio() -> dict[str, Any]:
     """Speech of LibriSpeech's lengths, one core of preprocessing, PREBA's batcher in 2.5 s buckets."""
     data = tensor_case(7, 0.015, {"kind": "preba"})
     model = data["models"][0]
-    lengths = [2.5 * k for k in range(1, 15)]
+    lengths = [0.1, *(2.5 * k for k in range(1, 15))]
     model["profile"] |= {
         "modality": "audio",
         "table": None,
@@ -136,6 +145,48 @@ def preba_audio() -> dict[str, Any]:
     data["live"] = {"preprocessing": {"backend": "cpu", "workers": 1}}
     data["validation"] = {"p99_percent": 8.0}
     return data
+
+
+def onnx_on_cpu() -> dict[str, Any]:
+    """JPEGs through a real convolutional network under ONNX Runtime on one pinned core."""
+    data = tensor_case(1, 0.05, {"kind": "fixed", "batch_max": 4, "timeout_ms": 20})
+    data["run"] = {"requests": 700}
+    model = data["models"][0]
+    model["profile"] |= {"modality": "image"}
+    model["sizes"] = {"kind": "jpeg", "dataset": "imagenet"}
+    data["preprocessing"] = {"kind": "cpu", "cores": 1, "usable_fraction": 1.0, "cost": "cpu-opencv-epyc"}
+    network = Path(tempfile.gettempdir()) / "preba-validation-network.onnx"
+    data["live"] = {
+        "slices": {"kind": "cpu", "onnx": str(network)},
+        "preprocessing": {"backend": "cpu", "workers": 1, "place": "workers"},
+    }
+    data["validation"] = {"p99_percent": 8.0}
+    return data
+
+
+def write_network(path: Path) -> None:
+    """Four convolutions with fixed random weights, some 300 million multiplications an image."""
+    import onnx
+
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    rng = np.random.default_rng(3)
+    nodes, constants, before, channels = [], [], "x", 3
+    for place, width in enumerate((32, 64, 128, 128)):
+        weights = rng.standard_normal((width, channels, 3, 3)).astype(np.float32) / np.sqrt(9 * channels)
+        constants.append(onnx.numpy_helper.from_array(weights, f"w{place}"))
+        nodes += [
+            helper.make_node("Conv", [before, f"w{place}"], [f"c{place}"], strides=[2, 2], pads=[1, 1, 1, 1]),
+            helper.make_node("Relu", [f"c{place}"], [f"r{place}"]),
+        ]
+        before, channels = f"r{place}", width
+    nodes.append(helper.make_node("ReduceMean", [before], ["y"], axes=[2, 3], keepdims=0))
+    graph = helper.make_graph(
+        nodes, "convolutions", [helper.make_tensor_value_info("x", kind, ["n", 3, 224, 224])],
+        [helper.make_tensor_value_info("y", kind, ["n", channels])], constants,
+    )  # fmt: skip
+    built = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
+    built.ir_version = 8
+    onnx.save(built, path)
 
 
 def load(name: str, data: dict[str, Any]) -> ResolvedScenario:
@@ -150,8 +201,12 @@ def measure(names: list[str]) -> None:
     """Runs cases and writes what came of each."""
     FOLDER.mkdir(exist_ok=True)
     every = cases()
-    for name in names or [*every, "golden"]:
+    write_network(Path(every["onnx-on-cpu"][1]["live"]["slices"]["onnx"]))
+    for name in names or [*every, BY_PERF_ANALYZER, "golden"]:
         print(name, flush=True)
+        if name == BY_PERF_ANALYZER:
+            write(name, by_perf_analyzer(every["triton-3-closed-loop"][1]))
+            continue
         if name == "golden":
             write("golden", {"vectors": golden(), "where": this_machine(), "python": platform.python_version()})
             continue
@@ -163,11 +218,62 @@ def measure(names: list[str]) -> None:
             {
                 "group": group, "where": this_machine(), "python": platform.python_version(),
                 "requests": len(compared.played.result.records), "notes": list(compared.notes),
+                "quirks": quirks_of(compared.calibrated),
                 "overheads": compared.calibrated.scenario.server.overheads.model_dump(), **found,
             },
         )  # fmt: skip
         for row in compared.found.rows:
             print(f"  {row.metric:14} {_text(row.error_percent)} {row.verdict}", flush=True)
+
+
+def by_perf_analyzer(data: dict[str, Any]) -> dict[str, Any]:
+    """The closed loop driven by NVIDIA's own client, beside the simulation of it.
+
+    That client is faster than ours: what passes between it and the server is measured with one request at a time.
+    """
+    resolved = load(BY_PERF_ANALYZER, data)
+    ours = live_and_simulated(resolved, ValidationPlan(fresh=1), lambda _: None).calibrated
+    clients = int(data["models"][0]["arrivals"]["outstanding"])
+    with tempfile.TemporaryDirectory() as name, served(resolved) as url:
+        folder = Path(name)
+        program = prepared(folder)
+        if program is None:
+            sys.exit("perf_analyzer is not unpacked in this environment (`make test` does it)")
+        common = ("-m", "emulated", "-u", url, "--percentile", "99", "--max-threads", str(clients))
+        files = []
+        for level, seconds in ((1, 6), (clients, 32)):
+            files = [folder / f"{level}.csv", folder / f"{level}.json"]
+            window = (
+                "--measurement-interval",
+                str(1000 * seconds),
+                "--max-trials",
+                "2",
+                "--stability-percentage",
+                "999",
+            )
+            analysed(
+                program, *common, *window, "--concurrency-range", str(level), "-f", str(files[0]),
+                "--profile-export-file", str(files[1]),
+            )  # fmt: skip
+            if level == 1:
+                alone_ms = read_measured(files[0], load=1.0).latency_ms["mean"]
+        over = ours.scenario.server.overheads
+        execution_ms = ours.models[0].execution.latency_ns(ours.slices[0].profile, 1, None) / 1e6
+        response_us = 1e3 * (alone_ms - execution_ms) - over.frontend_us - over.response_request_us
+        over = over.model_copy(update={"response_us": max(response_us, 0.0)})
+        server = ours.scenario.server.model_copy(update={"overheads": over})
+        theirs = resolve(ours.scenario.model_copy(update={"server": server}), folder=ours.folder)
+        found, notes = with_measured(theirs, files, 5)
+    return {
+        "group": "triton", "where": this_machine(), "python": platform.python_version(), "requests": None,
+        "notes": list(notes), "quirks": quirks_of(theirs), "overheads": over.model_dump(), **found.as_json(),
+    }  # fmt: skip
+
+
+def quirks_of(resolved: ResolvedScenario) -> dict[str, Any]:
+    """How Triton's threads were found to behave."""
+    batcher = resolved.models[0].config.batcher
+    return batcher.quirks.model_dump() if isinstance(batcher, TritonBatcher) else {}
 
 
 def write(name: str, data: dict[str, Any]) -> None:
@@ -261,14 +367,14 @@ METRICS = ("throughput", "mean batch", "latency mean", "latency p50", "latency p
 INTRODUCTION = """# How true the simulator is
 
 Written by `python docs/make_validation.py write` from the runs in [validation/](validation); none of it is typed in.
-`python docs/make_validation.py measure` repeats them (twenty-five minutes on two cores, no GPU), `preba validate` does
+`python docs/make_validation.py measure` repeats them (forty minutes on two cores, no GPU), `preba validate` does
 one scenario of your own.
 
-Each case runs a live server whose slices are real Triton processes that sleep 18 ms a batch and 2 ms an item. Profiles,
-preprocessing costs and three overheads (before the batcher, after the batch, between two batches of a slice) are
-measured in runs of their own; then the case's trace is played and the very same trace is simulated. An error is
-simulated minus measured, in percent of the measured value; the interval in brackets is the measured one, 95 %, in
-percent. Errors within it are noise of the run, not of the model.
+Each case runs a live server whose slices are real Triton processes that sleep 18 ms a batch and 2 ms an item. What the
+simulation needs is measured in runs of their own ([validate.md](validate.md)): profiles, preprocessing, the ways to and
+from the batcher, what passes between two batches of a slice, how Triton's threads behave. Then the case's trace is
+played and the very same trace is simulated. An error is simulated minus measured, in percent of the measured value; the
+interval in brackets is the measured one, 95 %, in percent. Errors within it are noise of the run, not of the model.
 """
 CLOSING = """## What is modelled and what is not
 
@@ -276,9 +382,10 @@ CLOSING = """## What is modelled and what is not
 |---|---|
 | batching, queueing, priorities, time-outs, balancing | exactly: the same batcher, or Triton's, checked here |
 | execution | the measured profile; its jitter is not |
-| overheads | three constants, measured; what varies about them is in "unexplained" |
-| contention for this machine's two cores | not: generator, front end, proxy and slices share them: most of the tail |
-| the load generator's own lag | not; it is a column of the measured records and part of their latency |
+| overheads | lines in the batch's size, measured under the load; what varies about them is in "unexplained" |
+| Triton's threads | a wake-up time and a share of races, measured under the load |
+| contention for this machine's two cores | as far as it is in those means; not its bursts: most of the tail's error |
+| the load generator's own lag | its mean, in the way to the batcher; it is a column of the measured records |
 | GPU: memory bandwidth, clocks, PCIe | not measured yet: no GPU was at hand |
 """
 
@@ -319,17 +426,25 @@ def _cell(row: dict[str, Any]) -> str:
 
 def _unexplained(every: dict[str, Any]) -> list[str]:
     lines = ["In bold: beyond the limit (1, 2, 2, 2, 3, 3, 5 %; p99 of pipelines 8 %) and beyond the interval.\n"]
-    lines += ["| case | unexplained ms | batches of another size | in a batch of the same size | overheads, us |",
-              "|---|---|---|---|---|"]  # fmt: skip
+    heads = ("case", "unexplained ms", "batches of another size", "in a batch of the same size", "us, batches of b")
+    lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, data in every.items():
         same = data["per_request"] or {}
         over = data["overheads"]
         lines.append(
             f"| {name} | {data['unexplained_ms']:+.2f} | {data['batch_distance_percent'] or 0:.1f} % | "
             f"{same.get('same_batch_percent', 0):.0f} % of requests | {over['frontend_us']:.0f} before, "
-            f"{over['response_us']:.0f} after, {over['turnaround_us']:.0f} between |"
+            f"{over['response_us']:.0f} + {over['response_request_us']:.0f} b after, "
+            f"{over['turnaround_us']:.0f} + {over['turnaround_request_us']:.0f} b between{_threads(data)} |"
         )
     return lines
+
+
+def _threads(data: dict[str, Any]) -> str:
+    quirks = data.get("quirks", {})
+    text = f"; wake-up {quirks['batcher_wakeup_us']}" if quirks.get("batcher_wakeup_us") else ""
+    share = quirks.get("batcher_first_permille")
+    return text if share is None else f"{text}; batcher first {share / 10:g} %"
 
 
 def _golden_lines(vectors: list[dict[str, Any]]) -> list[str]:

@@ -29,6 +29,7 @@ from preba.cli.triton_threads import (
     with_wakeup,
 )
 from preba.figures import Figure
+from preba.jitter import LogNormalJitter
 from preba.preprocessing import CpuPreprocessing, NoPreprocessing
 from preba.preprocessing_costs import AudioCost, CpuCosts, ImageCost
 from preba.profile import LatencyProfile
@@ -44,8 +45,9 @@ __all__ = ["Calibration", "batch_limit", "calibrate", "kept_busy", "one_at_a_tim
 
 Array = NDArray[np.float64]
 
-GAPS_MIN = 5
-CUT = 0.02
+GAPS_MIN = 10
+CUT = 0.005
+GAP_CUT = 0.05
 IDLE_THINK_MS = 2.0
 REHEARSAL_S = 15.0
 REHEARSAL_REQUESTS = 20_000
@@ -136,13 +138,13 @@ class Line:
     values: int
 
 
-def line_by_size(found: dict[int, list[float]]) -> Line:
-    """A line through the means (the outermost left out) of each batch size, in microseconds, none below zero."""
+def line_by_size(found: dict[int, list[float]], cut: float = CUT) -> Line:
+    """A line through the means (a share at both ends left out) of each batch size, in microseconds."""
     enough = {size: values for size, values in found.items() if len(values) >= GAPS_MIN}
     if not enough:
         return Line(0.0, 0.0, 0)
     count = sum(len(values) for values in enough.values())
-    sizes, means = np.array(list(enough)), np.array([trim_mean(values, CUT) for values in enough.values()])
+    sizes, means = np.array(list(enough)), np.array([trim_mean(values, cut) for values in enough.values()])
     if len(enough) == 1:
         return Line(max(float(means[0]), 0.0), 0.0, count)
     weights = np.sqrt([len(values) for values in enough.values()])
@@ -183,7 +185,7 @@ def turnaround(
 
     Under a queue policy the longest quarter is left out there: lost wake-ups, which are modelled themselves.
     """
-    line = line_by_size(gaps_between_batches(resolved, profiles, busy))
+    line = line_by_size(gaps_between_batches(resolved, profiles, busy), GAP_CUT)
     batcher = resolved.models[0].config.batcher
     if not is_native(resolved) or not isinstance(batcher, TritonBatcher):
         return line
@@ -199,7 +201,7 @@ def shifted(line: Line, found: Mapping[int, Sequence[float]]) -> Line:
     values = [gap - line.per_request_us * size for size, gaps in found.items() for gap in gaps]
     if len(values) < PAIRS_MIN:
         return line
-    return Line(max(float(trim_mean(values, CUT)), 0.0), line.per_request_us, len(values))
+    return Line(max(float(trim_mean(values, GAP_CUT)), 0.0), line.per_request_us, len(values))
 
 
 def answers_after_batch(resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], runs: Sequence[Played]) -> Line:
@@ -260,9 +262,11 @@ def calibrate(
         for profile in profiles
     ]
     changes: dict[str, Any] = {}
+    held_us, spread, front = 0.0, dict[str, float](), before_batcher_us(records)[0]
     backend = preprocessing_backend(resolved)
     if backend != "none" and not isinstance(scenario.preprocessing, NoPreprocessing):
-        costs = _preprocessing_costs(resolved, records, facts)
+        held_us = between_items_us(records)
+        costs, spread, front = _preprocessing_costs(resolved, records, facts, held_us)
         changes["preprocessing"] = CpuPreprocessing(
             kind="cpu", cores=worker_count(resolved), usable_fraction=1.0, cost=costs
         )
@@ -274,15 +278,22 @@ def calibrate(
                     f"{modality} preprocessing ({backend}) in the server: {section.fixed_us.value:.0f} us and "
                     f"{slope.value:.0f} us per {unit}; {section.fixed_us.notes}"
                 )
+        notes.append(
+            f"a preprocessing worker with a line takes {held_us:.0f} us from one input to the next: part of its cost, "
+            "not of what comes before the batcher"
+        )
     gap = turnaround(resolved, profiles, rehearsed, busy)
-    answers = answers_after_batch(resolved, profiles, [idle, rehearsed])
+    answers = answers_after_batch(resolved, profiles, [rehearsed])
+    if answers.values < PAIRS_MIN:
+        answers = answers_after_batch(resolved, profiles, [idle, rehearsed])
     limit = max(batch_limit(resolved, model) for model in resolved.models)
     native = is_native(resolved)
     threads = wakeup(resolved, records) if native else Wakeup(0.0, 0)
-    front = head_waits_us(resolved, records, limit) if native else _before_batcher_us(records)
+    if native:
+        front = head_waits_us(resolved, records, limit)
     if len(front) < ALONE_MIN:
-        front = head_waits_us(resolved, alone, limit) if native else _before_batcher_us(alone)
-    front_us = max(float(trim_mean(front, CUT)) - threads.us, 0.0) if len(front) else 0.0
+        front = head_waits_us(resolved, alone, limit) if native else before_batcher_us(alone)[0]
+    front_us = max(float(trim_mean(front, CUT)) - threads.us - held_us, 0.0) if len(front) else 0.0
     overheads = Overheads(
         frontend_us=front_us, turnaround_us=gap.fixed_us, turnaround_request_us=gap.per_request_us,
         response_us=answers.fixed_us, response_request_us=answers.per_request_us,
@@ -302,10 +313,14 @@ def calibrate(
         ),
     ]
     changes["server"] = scenario.server.model_copy(update={"overheads": overheads})
-    changes["models"] = tuple(
-        model.model_copy(update={"execution_profile": profile, "batcher": with_wakeup(model.batcher, threads)})
-        for model, profile in zip(scenario.models, profiles, strict=True)
-    )
+    models = []
+    for model, profile in zip(scenario.models, profiles, strict=True):
+        fields: dict[str, Any] = {"execution_profile": profile, "batcher": with_wakeup(model.batcher, threads)}
+        cv = spread.get(profile.modality, 0.0)
+        if model.preprocess_jitter is None and cv > 0:
+            fields["preprocess_jitter"] = LogNormalJitter(kind="lognormal", cv=cv)
+        models.append(model.model_copy(update=fields))
+    changes["models"] = tuple(models)
     calibrated = scenario.model_copy(update=changes)
     if native and isinstance(scenario.models[0].batcher, TritonBatcher):
         notes.append(threads.text())
@@ -332,9 +347,29 @@ def _race(resolved: ResolvedScenario, calibrated: Scenario, rehearsed: Played, g
     return overtakings(resolve(calibrated, folder=resolved.folder), rehearsed.trace, rehearsed.result.records, limit)
 
 
-def _preprocessing_costs(resolved: ResolvedScenario, records: Records, facts: dict[str, str]) -> CpuCosts:
+def between_items_us(records: Records) -> float:
+    """What a preprocessing worker takes from one input to the next while others wait for it."""
+    worked = records.select(records.preprocess_end_ns > records.preprocess_start_ns)
+    ends = np.sort(worked.preprocess_end_ns)
+    before = np.searchsorted(ends, worked.preprocess_start_ns, side="right") - 1
+    ended_ns = ends[np.maximum(before, 0)]
+    waited = (before >= 0) & (worked.issued_ns < ended_ns - IDLE_NS)
+    gaps = (worked.preprocess_start_ns - ended_ns)[waited] / 1e3
+    return float(trim_mean(gaps, CUT)) if len(gaps) >= ALONE_MIN else 0.0
+
+
+def _preprocessing_costs(
+    resolved: ResolvedScenario, records: Records, facts: dict[str, str], held_us: float
+) -> tuple[CpuCosts, dict[str, float], Array]:
+    """What inputs cost: lines by their size, their spread by modality, and what passes before without any work.
+
+    A worker is also held from one input to the next, and larger messages take longer to get to it.
+    """
     took_us = (records.preprocess_end_ns - records.preprocess_start_ns) / 1e3
     sections: dict[str, Any] = {}
+    spread: dict[str, float] = {}
+    before_us, free = before_batcher_us(records)
+    way_us = np.zeros(len(records))
     for modality, sizes, unit, names, kind in (
         ("image", records.jpeg_bytes / 1e5, "jpeg_bytes", ("fixed_us", "per_100kb_us"), ImageCost),
         ("audio", records.audio_ns / 1e9, "audio_ns", ("fixed_us", "per_audio_s_us"), AudioCost),
@@ -345,22 +380,31 @@ def _preprocessing_costs(resolved: ResolvedScenario, records: Records, facts: di
         if mine.sum() < 2:
             continue
         line = line_through(sizes[mine], took_us[mine])
+        way_us[mine] = 0.0
+        if (mine & free).sum() >= ALONE_MIN:
+            way_us[mine] = max(line_through(sizes[mine & free], before_us[mine & free]).slope_us, 0.0)
+        per_unit_us = float(way_us[mine][0])
+        way_us[mine] *= sizes[mine]
         residual = took_us[mine] - line.fixed_us - line.slope_us * sizes[mine]
         text = f"line through {int(mine.sum())} requests; standard deviation from it {float(residual.std()):.0f} us"
-        values = zip(names, (line.fixed_us, line.slope_us), strict=True)
+        spread[modality] = float(residual.std() / (took_us[mine].mean() + held_us))
+        values = zip(names, (line.fixed_us + held_us, line.slope_us + per_unit_us), strict=True)
         sections[modality] = kind(
             **{name: Figure.model_validate({"value": value, "notes": text, **facts}) for name, value in values}
         )
-    return CpuCosts(kind="cpu", name="measured-live", description="Measured by preba validate.", **sections)
+    return (
+        CpuCosts(kind="cpu", name="measured-live", description="Measured by preba validate.", **sections),
+        spread,
+        (before_us - way_us)[free],
+    )
 
 
-def _before_batcher_us(records: Records) -> Array:
-    """What passes from the generator to the batcher where no preprocessing is waited for."""
+def before_batcher_us(records: Records) -> tuple[Array, NDArray[np.bool_]]:
+    """What passes from schedule to batcher beyond preprocessing, and for which requests no worker was waited for."""
     work_ns = records.preprocess_end_ns - records.preprocess_start_ns
-    found = (records.enqueued_ns - records.scheduled_ns - work_ns) / 1e3
+    before_us: Array = (records.enqueued_ns - records.scheduled_ns - work_ns) / 1e3
     order = np.argsort(records.issued_ns, kind="stable")
-    before_ns = np.concatenate([[np.iinfo(np.int64).min], np.maximum.accumulate(records.enqueued_ns[order])[:-1]])
+    ended_ns = np.concatenate([[np.iinfo(np.int64).min], np.maximum.accumulate(records.preprocess_end_ns[order])[:-1]])
     free = np.empty(len(records), dtype=np.bool_)
-    free[order] = before_ns < records.issued_ns[order]
-    wanted: Array = found[free | (work_ns == 0)]
-    return wanted
+    free[order] = ended_ns < records.issued_ns[order]
+    return before_us, free | (work_ns == 0)

@@ -6,6 +6,7 @@ Profiles and overheads come from runs of their own, never from the one that is c
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,11 +24,11 @@ from preba.report.context import ReportContext
 from preba.report.summary import summarise
 from preba.report.validation import Validated, validate_runs
 from preba.report.window import steady_window
+from preba.scenario.draw import draw_scenario_trace
 from preba.scenario.live import EmulatedSlices
 from preba.scenario.resolve import ResolvedModel, ResolvedScenario, resolve
 from preba.trace import Trace
 from runtime.load.run import Played, Target, play
-from runtime.placement import longest_audio_ns
 from runtime.profiling import Plan, measure_model, profile_of
 from sim.context import report_context
 from sim.run import DEFAULT_ENGINE, Simulation, simulate
@@ -110,11 +111,10 @@ def live_and_simulated(resolved: ResolvedScenario, plan: ValidationPlan, say: Sa
     profiles = [measured_profile(resolved, model, plan) for model in resolved.models]
     say("measuring busy slices")
     largest = max(batch_limit(resolved, model) for model in resolved.models)
-    sizes = sorted({1, max(largest // 2, 1), largest})
     with served(kept_busy(resolved, plan.busy_batches, largest)) as url:
         busy = [
             play(kept_busy(resolved, plan.busy_batches, size), Target(url), payloads=plan.payloads, warmup_requests=0)
-            for size in sizes
+            for size in busy_sizes(largest)
         ]
     say("starting the live server")
     with served(resolved) as url:
@@ -147,19 +147,44 @@ def with_warmup(resolved: ResolvedScenario) -> ResolvedScenario:
 
 def measured_profile(resolved: ResolvedScenario, model: ResolvedModel, plan: ValidationPlan) -> LatencyProfile:
     """Measures a model's execution times through Triton, at the batches its batchers may form."""
-    longest_ns = longest_audio_ns(resolved)[model.index]
     limit = batch_limit(resolved, model)
     batches = tuple(
         sorted({size for size in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128) if size < limit} | {limit})
     )
     lengths_s: tuple[float, ...] = ()
     if model.profile.modality == "audio":
-        longest_s = longest_ns / 1e9
-        lengths_s = tuple(sorted({*np.arange(2.5, longest_s, 2.5).round(3).tolist(), round(longest_s, 3)}))
+        shortest_s, longest_s = audio_reach_s(resolved, model, plan)
+        lengths_s = tuple(sorted({shortest_s, *np.arange(2.5, longest_s, 2.5).round(3).tolist(), longest_s}))
     measuring = Plan(batches, lengths_s, warmup=3, repeats=plan.repeats)
     points = asyncio.run(measure_model(resolved, model, measuring))
     name = f"{model.config.name}-measured"
     return profile_of(resolved, model, measuring, points, name=name, inside_only=True)
+
+
+def audio_reach_s(resolved: ResolvedScenario, model: ResolvedModel, plan: ValidationPlan) -> tuple[float, float]:
+    """Shortest and longest audio of this run, its rehearsal, the measurements around it and its fresh draws."""
+    limit = batch_limit(resolved, model)
+    runs = [
+        resolved,
+        rehearsal(resolved),
+        one_at_a_time(resolved, plan.idle_requests),
+        *(kept_busy(resolved, plan.busy_batches, size) for size in busy_sizes(limit)),
+        *(fresh_draw(resolved, draw) for draw in range(plan.fresh)),
+    ]
+    traces = [draw_scenario_trace(run) for run in runs]
+    every_ns = np.concatenate([trace.audio_ns[trace.model_index == model.index] for trace in traces])
+    return math.floor(int(every_ns.min()) / 1e8) / 10, math.ceil(int(every_ns.max()) / 1e8) / 10
+
+
+def busy_sizes(limit: int) -> list[int]:
+    """Batches at which slices are kept busy."""
+    return sorted({1, max(limit // 2, 1), limit})
+
+
+def fresh_draw(resolved: ResolvedScenario, draw: int) -> ResolvedScenario:
+    """The same process with another seed."""
+    other = resolved.scenario.model_copy(update={"seed": resolved.scenario.seed + 1 + draw})
+    return resolve(other, folder=resolved.folder)
 
 
 def compare_runs(
@@ -172,15 +197,18 @@ def compare_runs(
     """Simulates what was played, and fresh draws, and puts both beside each other."""
     _, here = measured_summary(resolved, played)
     records = played.result.records
-    # The files that were sent may have other sizes than the traced ones.
-    sent: Trace = replace(played.trace, jpeg_bytes=records.jpeg_bytes, audio_ns=records.audio_ns)
+    # The files that were sent may have other sizes than the traced ones; how preprocessing spreads is measured.
+    jitter = draw_scenario_trace(calibrated).preprocess_factor
+    sent: Trace = replace(
+        played.trace, jpeg_bytes=records.jpeg_bytes, audio_ns=records.audio_ns, preprocess_factor=jitter
+    )
     simulation = simulate(calibrated, engine=DEFAULT_ENGINE, trace=sent)
     context = report_context(calibrated, simulation)
     there = summarise(simulation.result, context)
-    fresh = []
-    for draw in range(plan.fresh):
-        other = calibrated.scenario.model_copy(update={"seed": calibrated.scenario.seed + 1 + draw})
-        fresh.append(run_and_summarise(resolve(other, folder=calibrated.folder), engine=DEFAULT_ENGINE, text=False)[2])
+    fresh = [
+        run_and_summarise(fresh_draw(calibrated, draw), engine=DEFAULT_ENGINE, text=False)[2]
+        for draw in range(plan.fresh)
+    ]
     pair = []
     for result in (played.result, simulation.result):
         window = steady_window(result, context)

@@ -44,7 +44,7 @@ def test_tensors_live_and_simulated_agree_on_throughput_and_batches(toy: Any, tm
     assert json.loads((out / "validation.json").read_text(encoding="utf-8")) == found
     assert {row["metric"] for row in found["rows"]} >= {"throughput", "latency mean", "latency p99", "mean batch"}
     assert found["per_request"]["correlation"] > 0.3
-    assert any("overheads" in note for note in found["notes"])
+    assert any("from the generator to the batcher" in note for note in found["notes"])
     measured, _ = read_records(out / "measured" / "records.parquet")
     simulated, _ = read_records(out / "simulated" / "records.parquet")
     assert len(measured) == len(simulated) == 600

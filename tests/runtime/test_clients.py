@@ -8,12 +8,8 @@ import csv
 import http.client
 import json
 import os
-import shutil
 import signal
-import site
 import ssl
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -25,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 from live_serving import INFER, Running, file_request, needs_triton, poisson, running, send, stages, tensor_request
+from perf_analyzer import analysed, prepared
 from pictures_and_speech import jpeg, photographs, speech, wav
 from PIL import Image
 
@@ -141,28 +138,12 @@ def test_cancelled_calls_are_not_executed(tensors: Running) -> None:
 @pytest.fixture(scope="module")
 def analyse(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """Runs perf_analyzer; skips where the test environment has none."""
-    found = sorted(Path(sys.prefix).glob("tritonclient-*/*.data/data/bin/perf_analyzer"))
-    libraries = [folder / "nvidia_pytriton.libs" for folder in map(Path, site.getsitepackages())]
-    wanted = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.so.12*"}
-    sources = {name: next((one for at in libraries for one in at.glob(glob)), None) for name, glob in wanted.items()}
-    if not found or None in sources.values():
+    program = prepared(tmp_path_factory.mktemp("perf_analyzer"))
+    if program is None:
         pytest.skip("perf_analyzer is not unpacked in this environment (`make test` does it)")
-    folder = tmp_path_factory.mktemp("perf_analyzer")
-    for name, source in sources.items():
-        assert source is not None
-        (folder / name).symlink_to(source)
-    program = folder / "perf_analyzer"
-    shutil.copy(found[0], program)
-    program.chmod(0o755)
 
     def run(server: Running, *options: str) -> str:
-        command = [str(program), "-m", "toy", "-i", "grpc", "-u", address(server), *options]
-        ended = subprocess.run(
-            command, env=os.environ | {"LD_LIBRARY_PATH": str(folder)}, capture_output=True, text=True, timeout=120,
-            check=False,
-        )  # fmt: skip
-        assert ended.returncode == 0, ended.stdout + ended.stderr
-        return ended.stdout
+        return analysed(program, "-m", "toy", "-u", address(server), *options)
 
     return run
 

@@ -1,0 +1,157 @@
+"""What ``preba validate`` reads out of runs: estimates recover what a simulation was told, from its records alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from preba.batching.triton_config import TritonQuirks
+from preba.cli.calibrating import answers_after_batch, calibrate, gaps_between_batches, line_by_size, rehearsal
+from preba.cli.triton_threads import (
+    Race,
+    Wakeup,
+    head_waits_us,
+    lost_wakeups,
+    overtakings,
+    wakeup,
+    with_race,
+    with_wakeup,
+)
+from preba.scenario.resolve import ResolvedScenario, resolve
+from preba.scenario.schema import Overheads
+from runtime.load.run import Played
+from sim.run import simulate
+
+OVERHEADS = {
+    "frontend_us": 700.0, "turnaround_us": 600.0, "turnaround_request_us": 200.0, "response_us": 900.0,
+    "response_request_us": 150.0,
+}  # fmt: skip
+TABLE = {"1": 20, "8": 34}
+
+
+def triton(toy: Any, slices: int, rate_rps: float, requests: int = 6000, **batcher: Any) -> ResolvedScenario:
+    """A central Triton server that batches for itself."""
+    partition, kind = {1: ("1x7g.40gb", "7g"), 7: ("7x1g.5gb", "1g")}[slices]
+    model = toy.model(
+        toy.profile({kind: TABLE}, modality="tensor"), {"kind": "poisson", "rate_rps": rate_rps},
+        sizes={"kind": "constant", "tensor_kb": 1}, batcher={"kind": "triton", "max_batch_size": 8, **batcher},
+    )  # fmt: skip
+    server = {"topology": "central", "overheads": OVERHEADS}
+    data = toy.scenario([model], partition=partition, requests=requests, server=server, live={"batching": "triton"})
+    return toy.resolve(data)
+
+
+def played(resolved: ResolvedScenario) -> Played:
+    """A simulation in the place of a live run."""
+    run = simulate(resolved, engine="compiled")
+    return Played(run.result, run.trace, {}, (), ())
+
+
+def told(resolved: ResolvedScenario, **quirks: int) -> ResolvedScenario:
+    """The scenario with other threads."""
+    model = resolved.scenario.models[0]
+    update = model.batcher.quirks.model_copy(update=quirks)
+    model = model.model_copy(update={"batcher": model.batcher.model_copy(update={"quirks": update})})
+    return resolve(resolved.scenario.model_copy(update={"models": (model,)}), folder=resolved.folder)
+
+
+def test_lines_by_batch_size_give_back_turnaround_and_answers(toy: Any) -> None:
+    """From a run's stamps alone: 600 us and 200 us a request between batches, 900 and 150 until the answer."""
+    resolved = triton(toy, 1, 200.0)
+    run = played(resolved)
+    profiles = [resolved.models[0].execution]
+    gap = line_by_size(gaps_between_batches(resolved, profiles, [run]))
+    assert (gap.fixed_us, gap.per_request_us) == pytest.approx((600, 200), abs=2)
+    answer = answers_after_batch(resolved, profiles, [run])
+    assert (answer.fixed_us, answer.per_request_us) == pytest.approx((900, 150), abs=2)
+
+
+@pytest.mark.parametrize("wakeup_us", [0, 300, 900])
+def test_wakeup_of_the_batcher_is_seen_in_who_joins_whom(toy: Any, wakeup_us: int) -> None:
+    """Requests that meet idle slices: the share of successors that join tells how long the batcher takes."""
+    resolved = told(triton(toy, 7, 400.0, requests=20_000), batcher_wakeup_us=wakeup_us)
+    records = played(resolved).result.records
+    found = wakeup(resolved, records)
+    assert found.pairs > 1000
+    # A little short: the end of a batch wakes the batcher too, and what comes then is seen sooner.
+    assert found.us == pytest.approx(wakeup_us, abs=60 + 0.05 * wakeup_us)
+    waits = head_waits_us(resolved, records, 8)
+    assert float(np.median(waits)) == pytest.approx(700 + wakeup_us, abs=2)
+    batcher = with_wakeup(triton(toy, 7, 400.0).scenario.models[0].batcher, found)
+    assert batcher.quirks.batcher_wakeup_us == round(found.us)
+
+
+def test_wakeup_is_not_made_up_from_a_few_requests(toy: Any) -> None:
+    """A busy server shows too few requests that meet an idle slice, and that is said."""
+    resolved = told(triton(toy, 1, 220.0, requests=500), batcher_wakeup_us=500)
+    found = wakeup(resolved, played(resolved).result.records)
+    assert found.us == 0
+    assert "too few" in found.text()
+
+
+@pytest.mark.parametrize("permille", [0, 250])
+def test_lost_wakeups_are_counted_where_nothing_else_wakes_the_batcher(toy: Any, permille: int) -> None:
+    """Ends of batches followed by silence: the next batch starts at once, or it does not."""
+    policy = {"default_queue_policy": {"max_queue_size": 100}}
+    resolved = told(triton(toy, 1, 160.0, requests=20_000, **policy), batcher_first_permille=permille)
+    records = played(resolved).result.records
+    found = lost_wakeups(resolved, records, lambda size: 600_000 + 200_000 * size)
+    assert found.permille == pytest.approx(permille, abs=60)
+    batcher = triton(toy, 1, 160.0, **policy).scenario.models[0].batcher
+    assert with_race(batcher, found).batcher_first_permille() == found.permille
+    told_itself = batcher.model_copy(update={"quirks": batcher.quirks.model_copy(update={"batcher_first_permille": 9})})
+    assert with_race(told_itself, found).batcher_first_permille() == 9
+    assert with_race(batcher, Race(None, "")) == batcher
+
+
+@pytest.mark.parametrize("permille", [0, 150, 400])
+def test_overtakings_are_told_from_the_requests_left_behind(toy: Any, permille: int) -> None:
+    """The share lies between those of two simulations of the same trace."""
+    plain = triton(toy, 1, 118.0, requests=8000, max_queue_delay_us=5000)
+    run = played(told(plain, batcher_first_permille=permille))
+    found = overtakings(plain, run.trace, run.result.records, 8)
+    assert found.permille == pytest.approx(permille, abs=60)
+
+
+def test_overtakings_that_make_no_difference_are_not_estimated(toy: Any) -> None:
+    """A slice that is never behind leaves nobody waiting."""
+    plain = triton(toy, 7, 40.0, requests=1000, max_queue_delay_us=5000)
+    run = played(plain)
+    assert overtakings(plain, run.trace, run.result.records, 8).permille is None
+
+
+def test_calibration_gives_back_the_scenario_that_was_run(toy: Any) -> None:
+    """All of it together: overheads and threads of a known server are found within a few percent."""
+    known = told(triton(toy, 1, 118.0, requests=8000, max_queue_delay_us=5000), batcher_first_permille=150)
+    model = known.scenario.models[0]
+    plain = model.model_copy(update={"batcher": model.batcher.model_copy(update={"quirks": TritonQuirks()})})
+    server = known.scenario.server.model_copy(update={"overheads": Overheads()})
+    asked = resolve(known.scenario.model_copy(update={"server": server, "models": (plain,)}), folder=known.folder)
+    run = played(known)
+    found = calibrate(asked, [known.models[0].execution], run, run, [run])
+    over, quirks = found.scenario.server.overheads, found.scenario.models[0].batcher.quirks
+    for name, value in OVERHEADS.items():
+        assert getattr(over, name) == pytest.approx(value, rel=0.05), name
+    assert quirks.batcher_first_permille == pytest.approx(150, abs=60)
+    assert any("overtakes" in note for note in found.notes)
+
+
+def test_rehearsal_is_short_has_other_draws_and_no_events(toy: Any, tmp_path: Path) -> None:
+    """Never the run that is compared: another seed, at most some seconds, no failing slices."""
+    resolved = triton(toy, 7, 400.0, requests=100_000)
+    other = rehearsal(resolved).scenario
+    assert other.seed != resolved.scenario.seed
+    assert other.run.requests == 6000
+    assert other.events == ()
+    times = toy.arrivals_at(tmp_path, [1.0, 2.0, 3.0])
+    few = toy.scenario([toy.model(toy.profile({"1g": TABLE}), times)], partition="7x1g.5gb", requests=3)
+    assert rehearsal(toy.resolve(few)).scenario.run.requests == 3
+
+
+def test_wakeup_text_names_its_evidence() -> None:
+    """The report says how many requests the figure rests on."""
+    assert "250 us" in Wakeup(250.0, 100).text()
+    assert "100 requests" in Wakeup(250.0, 100).text()
