@@ -172,7 +172,7 @@ def write_network(path: Path) -> None:
     rng = np.random.default_rng(3)
     nodes, constants, before, channels = [], [], "x", 3
     for place, width in enumerate((32, 64, 128, 128)):
-        weights = rng.standard_normal((width, channels, 3, 3)).astype(np.float32) / np.sqrt(9 * channels)
+        weights = (rng.standard_normal((width, channels, 3, 3)) / np.sqrt(9 * channels)).astype(np.float32)
         constants.append(onnx.numpy_helper.from_array(weights, f"w{place}"))
         nodes += [
             helper.make_node("Conv", [before, f"w{place}"], [f"c{place}"], strides=[2, 2], pads=[1, 1, 1, 1]),
