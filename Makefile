@@ -47,6 +47,7 @@ exhaustive: $(STAMP)  ## every case of what `make test` samples
 test-numpy1:  ## the tests again under NumPy 1.26, which the live server's wheel insists on
 	$(PYTHON) -m venv .venv-numpy1
 	.venv-numpy1/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' 'numpy<2'
+	.venv-numpy1/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps nvidia-pytriton
 	.venv-numpy1/bin/python -m pytest -q
 
 bench: $(STAMP)  ## timings, printed and never asserted

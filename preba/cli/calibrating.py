@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from scipy.stats import trim_mean
 
 from accel.measure import line_through
-from preba.arrival_kinds import ClosedLoopArrivals
-from preba.batchers import GreedyBatching
 from preba.batching.triton_config import TritonBatcher
+from preba.cli.rehearsing import batch_limit
 from preba.cli.triton_threads import (
     IDLE_NS,
     Race,
@@ -32,28 +31,23 @@ from preba.figures import Figure
 from preba.jitter import LogNormalJitter
 from preba.preprocessing import CpuPreprocessing, NoPreprocessing
 from preba.preprocessing_costs import AudioCost, CpuCosts, ImageCost
-from preba.profile import LatencyProfile
+from preba.profile import LatencyProfile, profile_from_dict
 from preba.records import Records
-from preba.scenario.resolve import ResolvedModel, ResolvedScenario, resolve
-from preba.scenario.schema import Overheads, Run, Scenario
-from preba.serving import plan_servers
+from preba.scenario.resolve import ResolvedScenario, resolve
+from preba.scenario.schema import Overheads, Scenario
 from runtime.load.run import Played
-from runtime.placement import is_native, longest_audio_ns, preprocessing_backend, worker_count
+from runtime.placement import is_native, preprocessing_backend, worker_count
 from runtime.profiling import this_machine
 
-__all__ = ["Calibration", "batch_limit", "calibrate", "kept_busy", "one_at_a_time", "rehearsal"]
+__all__ = ["Calibration", "calibrate"]
 
 Array = NDArray[np.float64]
 
 GAPS_MIN = 10
 CUT = 0.005
 GAP_CUT = 0.05
-IDLE_THINK_MS = 2.0
-REHEARSAL_S = 15.0
-REHEARSAL_REQUESTS = 20_000
 ALONE_MIN = 30
 PAIRS_MIN = 100
-IDLE_THINK_MAX_MS = 100.0
 
 
 @dataclass(frozen=True)
@@ -62,71 +56,6 @@ class Calibration:
 
     scenario: Scenario
     notes: tuple[str, ...]
-
-
-def batch_limit(resolved: ResolvedScenario, model: ResolvedModel) -> int:
-    """Largest batch a model's batchers may form."""
-    longest_ns = longest_audio_ns(resolved)[model.index]
-    wanted = max(server.plan.batch_max for server in plan_servers(resolved, model, longest_ns))
-    return min(wanted, *(model.profile.batch_max(resolved.slices[index].profile) for index in model.slice_indices))
-
-
-def one_at_a_time(resolved: ResolvedScenario, requests: int) -> ResolvedScenario:
-    """The scenario with one client per model that waits for each answer, and other draws.
-
-    Between its requests a client waits as long as arrivals are apart in the run: a machine that has slept answers
-    later than one that is kept awake.
-    """
-    scenario = resolved.scenario
-    models = []
-    for model in scenario.models:
-        rate_rps = model.arrivals.mean_rate_rps()
-        think_ms = IDLE_THINK_MS if not rate_rps else min(1e3 / float(rate_rps), IDLE_THINK_MAX_MS)
-        loop = ClosedLoopArrivals(
-            kind="closed_loop", outstanding=1, think_ms=think_ms, think_distribution="exponential"
-        )
-        models.append(model.model_copy(update={"arrivals": loop}))
-    run = Run(requests=requests * len(models), warmup_requests=0)
-    other = scenario.model_copy(
-        update={"models": tuple(models), "run": run, "seed": scenario.seed + 1_000_003, "events": ()}
-    )
-    return resolve(other, folder=resolved.folder)
-
-
-def kept_busy(resolved: ResolvedScenario, batches: int, batch: int) -> ResolvedScenario:
-    """The scenario with batchers that never wait and so many clients that slices always have about `batch` waiting."""
-    scenario = resolved.scenario
-    models, requests = [], 0
-    for model in resolved.models:
-        limit = batch_limit(resolved, model)
-        plain: Any = GreedyBatching(kind="greedy", batch_max=limit)
-        if is_native(resolved):
-            plain = TritonBatcher(kind="triton", max_batch_size=limit)
-        outstanding = min(2 * batch * len(model.slice_indices), scenario.live.requests_max)
-        requests += max(batch * len(model.slice_indices) * batches, 2 * outstanding)
-        loop = ClosedLoopArrivals(kind="closed_loop", outstanding=outstanding)
-        fields = {"batcher": plain, "arrivals": loop, "priority_shares": None, "timeout_ms": 0.0}
-        models.append(model.config.model_copy(update=fields))
-    run = Run(requests=requests, warmup_requests=0)
-    seed = scenario.seed + 2_000_003 + batch
-    other = scenario.model_copy(update={"models": tuple(models), "run": run, "seed": seed, "events": ()})
-    return resolve(other, folder=resolved.folder)
-
-
-def rehearsal(resolved: ResolvedScenario) -> ResolvedScenario:
-    """Some seconds of the scenario itself with other draws, without its events."""
-    scenario = resolved.scenario
-    run = Run(duration_s=REHEARSAL_S, warmup_requests=0)
-    rates = [model.arrivals.mean_rate_rps() for model in scenario.models]
-    requests = scenario.run.requests
-    if requests is not None:
-        if all(rates):
-            requests = min(requests, max(round(REHEARSAL_S * sum(float(rate or 0.0) for rate in rates)), ALONE_MIN))
-        run = Run(requests=min(requests, REHEARSAL_REQUESTS), warmup_requests=0)
-    elif scenario.run.duration_s is not None:
-        run = Run(duration_s=min(scenario.run.duration_s, REHEARSAL_S), warmup_requests=0)
-    other = scenario.model_copy(update={"run": run, "seed": scenario.seed + 3_000_003, "events": ()})
-    return resolve(other, folder=resolved.folder)
 
 
 @dataclass(frozen=True)
@@ -150,6 +79,36 @@ def line_by_size(found: dict[int, list[float]], cut: float = CUT) -> Line:
     weights = np.sqrt([len(values) for values in enough.values()])
     slope, fixed = (float(value) for value in np.polyfit(sizes, means, 1, w=weights))
     return Line(max(fixed, 0.0), max(slope, 0.0), count)
+
+
+def slowdown(resolved: ResolvedScenario, profile: LatencyProfile, model: int, rehearsed: Played) -> float:
+    """How much longer batches take under the load than one at a time: slices that share cores or memory are slower."""
+    records = rehearsed.result.records
+    records = records.select(records.served & (records.model_index == model))
+    rows = np.unique(records.batch_id, return_index=True)[1]
+    if len(rows) < ALONE_MIN:
+        return 1.0
+    profiles = [profile] * len(resolved.models)
+    took_ns = (records.execution_end_ns - records.execution_start_ns)[rows]
+    expected_ns = np.array([_expected_ns(resolved, profiles, records, int(row)) for row in rows])
+    return float(trim_mean(took_ns / expected_ns, GAP_CUT))
+
+
+def slowed(profile: LatencyProfile, factor: float) -> LatencyProfile:
+    """The profile with every time multiplied."""
+
+    def times(row: Mapping[int, float]) -> dict[int, float]:
+        return {batch: round(value * factor, 5) for batch, value in row.items()}
+
+    data = profile.model_dump(mode="json", exclude_defaults=True)
+    if profile.table is not None:
+        data["table"] = {name: times(row) for name, row in profile.table.items()}
+    if profile.table_by_length_s is not None:
+        data["table_by_length_s"] = {
+            name: {length: times(row) for length, row in rows.items()}
+            for name, rows in profile.table_by_length_s.items()
+        }
+    return profile_from_dict(data, origin="measured profile")
 
 
 def gaps_between_batches(
@@ -249,6 +208,11 @@ def calibrate(
         Slices always busy, with batches of several sizes.
     """
     scenario = resolved.scenario
+    factors = [
+        slowdown(resolved, profile, model.index, rehearsed)
+        for profile, model in zip(profiles, resolved.models, strict=True)
+    ]
+    profiles = [slowed(profile, factor) for profile, factor in zip(profiles, factors, strict=True)]
     alone = idle.result.records.select(idle.result.records.served)
     records = rehearsed.result.records.select(rehearsed.result.records.served)
     facts = {
@@ -260,6 +224,10 @@ def calibrate(
     notes = [
         f"latency profile {profile.name}: {profile.provenance.source}; {profile.provenance.notes}"
         for profile in profiles
+    ]
+    notes += [
+        f"executions of {profile.name} took {factor:.3f} of its measured times under the load of the rehearsal"
+        for profile, factor in zip(profiles, factors, strict=True)
     ]
     changes: dict[str, Any] = {}
     held_us, spread, front = 0.0, dict[str, float](), before_batcher_us(records)[0]

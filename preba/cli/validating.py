@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from preba.cli.calibrating import batch_limit, calibrate, kept_busy, one_at_a_time, rehearsal
+from preba.cli.calibrating import calibrate
 from preba.cli.load import measured_summary
+from preba.cli.rehearsing import batch_limit, kept_busy, one_at_a_time, rehearsal
 from preba.cli.served import served
 from preba.cli.simulate import run_and_summarise
 from preba.profile import LatencyProfile

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from preba.batching.triton_config import TritonQuirks
-from preba.cli.calibrating import answers_after_batch, calibrate, gaps_between_batches, line_by_size, rehearsal
+from preba.cli.calibrating import answers_after_batch, calibrate, gaps_between_batches, line_by_size, slowdown, slowed
+from preba.cli.rehearsing import rehearsal
 from preba.cli.triton_threads import (
     Race,
     Wakeup,
@@ -67,6 +68,17 @@ def test_lines_by_batch_size_give_back_turnaround_and_answers(toy: Any) -> None:
     assert (gap.fixed_us, gap.per_request_us) == pytest.approx((600, 200), abs=2)
     answer = answers_after_batch(resolved, profiles, [run])
     assert (answer.fixed_us, answer.per_request_us) == pytest.approx((900, 150), abs=2)
+
+
+def test_slices_that_are_slower_under_load_are_seen(toy: Any) -> None:
+    """Executions of 1.2 times what the profile says: the factor is found, and the slowed profile says so too."""
+    resolved = triton(toy, 1, 100.0)
+    profile = resolved.models[0].execution
+    quick = slowed(profile, 1 / 1.2)
+    assert quick.latency_ns("7g.40gb", 3, None) == pytest.approx(profile.latency_ns("7g.40gb", 3, None) / 1.2, rel=1e-4)
+    assert slowdown(resolved, quick, 0, played(resolved)) == pytest.approx(1.2, rel=1e-3)
+    few = triton(toy, 1, 100.0, requests=20)
+    assert slowdown(few, quick, 0, played(few)) == 1.0
 
 
 @pytest.mark.parametrize("wakeup_us", [0, 300, 900])
