@@ -243,14 +243,7 @@ def by_perf_analyzer(data: dict[str, Any]) -> dict[str, Any]:
         files = []
         for level, seconds in ((1, 6), (clients, 32)):
             files = [folder / f"{level}.csv", folder / f"{level}.json"]
-            window = (
-                "--measurement-interval",
-                str(1000 * seconds),
-                "--max-trials",
-                "2",
-                "--stability-percentage",
-                "999",
-            )
+            window = ("--measurement-interval", str(1000 * seconds // 3), "--stability-percentage", "999")
             analysed(
                 program, *common, *window, "--concurrency-range", str(level), "-f", str(files[0]),
                 "--profile-export-file", str(files[1]),
