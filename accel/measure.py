@@ -182,26 +182,29 @@ def _point(work: Preprocessor, size: float, files: Sequence[bytes], batch: int, 
     )
 
 
-def line_through(sizes: Sequence[float], values: Sequence[float]) -> CostLine:
-    """The straight line with the smallest relative squared errors, neither part of it negative.
+def line_through(sizes: Sequence[float], values: Sequence[float], *, relative: bool = True) -> CostLine:
+    """The straight line with the smallest squared errors, neither part of it negative.
 
     Parameters
     ----------
     sizes, values : sequence of float
         At least one point; a single one gives a constant.
+    relative : bool
+        Errors in parts of each value, for medians of very different sizes; otherwise as they are, which keeps the mean
+        of single noisy values.
     """
     x, y = np.asarray(sizes, dtype=float), np.asarray(values, dtype=float)
     if len(np.unique(x)) < 2:
         fixed, slope = float(y.mean()), 0.0
     else:
-        weights = 1.0 / y
+        weights = 1.0 / y if relative else np.ones(len(y))
         columns = np.stack([weights, x * weights], axis=1)
         fixed, slope = (float(v) for v in np.linalg.lstsq(columns, y * weights, rcond=None)[0])
         if slope < 0:
             fixed, slope = float(y.mean()), 0.0
         elif fixed < 0:
-            fixed, slope = 0.0, float((y / x).mean())
-    worst = float(np.abs((fixed + slope * x) / y - 1.0).max())
+            fixed, slope = 0.0, float((y / x).mean() if relative else (x * y).sum() / (x * x).sum())
+    worst = float(np.abs((fixed + slope * x)[y > 0] / y[y > 0] - 1.0).max(initial=0.0))
     return CostLine(fixed, slope, worst)
 
 

@@ -51,12 +51,15 @@ class Plan:
         Audio lengths; empty for other modalities.
     warmup, repeats : int
         Batches per point: thrown away, and measured.
+    up_to_limit : bool
+        Slices that take smaller batches are measured up to their own limit, instead of being refused.
     """
 
     batches: tuple[int, ...]
     lengths_s: tuple[float, ...] = ()
     warmup: int = 5
     repeats: int = 50
+    up_to_limit: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,15 +125,16 @@ async def measure_model(
     with Workplace() as workplace:
         for name, index in sorted(first_of.items()):
             limit = model.profile.batch_max(name)
-            if wanted > limit:
+            if min(plan.batches) > limit or (wanted > limit and not plan.up_to_limit):
                 raise ScenarioError(f"--batches: {wanted} is more than profile {model.profile.name!r} covers ({limit})")
+            mine = sorted({min(batch, limit) for batch in plan.batches})
             one = place_slice(
                 resolved, workplace, find_triton(), model, servers, index, longest_ns, None, native=False
             )  # fmt: skip
             try:
                 await one.start()
                 for length_s in plan.lengths_s or (None,):
-                    for batch in plan.batches:
+                    for batch in mine:
                         emulated = isinstance(kind, EmulatedSlices)
                         points.append(
                             await _measure(one, model, name, length_s, batch, plan, longest_ns, emulated=emulated)

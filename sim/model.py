@@ -233,6 +233,7 @@ def _tables(
     tables = np.zeros((len(kinds), int(rows.max()) + 1, batch_max + 1), dtype=np.int64)
     for place, kind in enumerate(kinds):
         if kind in used and (audio or profile.modality != "audio"):  # no request, no length to look up
+            _check_covers(model, kind, edges, batch_max)
             tables[place, rows] = profile.table_ns([kind], edges, batch_max, absent_ns=0)[0]
     config = model.config.batcher
     consumed_ns, permille = 0, round(profile.backend.input_consumed_fraction * 1000)
@@ -245,6 +246,20 @@ def _tables(
         consumed_permille=permille,
         consumed_ns=consumed_ns,
     )
+
+
+def _check_covers(model: ResolvedModel, kind: str, edges: Sequence[int] | None, batch_max: int) -> None:
+    """An execution profile must know every batch that is planned with the other; what it lacks would take no time."""
+    if model.execution is model.profile:
+        return
+    for edge in edges or (None,):
+        needed = min(batch_max, model.profile.batch_max(kind, edge))
+        known = model.execution.batch_max(kind, edge)
+        if known < needed:
+            raise ScenarioError(
+                f"scenario.models[{model.index}].execution_profile: {model.execution.name!r} knows batches up to "
+                f"{known} on {kind}, batches of {needed} may be formed"
+            )
 
 
 def _length_index(resolved: ResolvedScenario, trace: Trace) -> Int64:

@@ -124,9 +124,10 @@ def render() -> str:
         lines.append(f"| {model} | {figure} | {_text(ours)} | {_text(theirs)} | {error:+.1f} % | {how} |")
     lines += [
         "",
-        "The simulator knows one cause of loss, busy neighbours on the same GPU, as published with other models on them.",
-        "What more is lost on 56 slices (7.7 % of BERT's throughput) the published figures do not explain: one host feeds",
-        "all of them, and Triton stands between.",
+        "The simulator knows one cause of loss, busy neighbours on the same GPU, as published with other models on them: the",
+        "isolation figures go in, and whatever does not follow from one slice beside six is the error of the prediction. The",
+        "predicted rows of a model put one prediction in several published ways. What more BERT loses on 56 slices the",
+        "published figures do not explain: one host feeds all of them, and Triton stands between.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -7,8 +7,8 @@ finishes a batch is back at the queue before the batcher wakes up) and then runs
 Read in triton-inference-server/core at 73aad7c (9 June 2026) and written anew: ``dynamic_batch_scheduler.cc``,
 ``scheduler_utils.cc``, ``payload.cc``, ``instance_queue.cc``, ``rate_limiter.cc``. Where this differs from the
 source: requests cannot be cancelled; threads wake at once, except that the batcher may be told to need some time for it
-and to win a share of its races with threads that come back; a batcher that the source lets spin on a request of another shape sleeps until
-the next event.
+and to win a share of its races with threads that come back; a batcher that the source lets spin on a request of another
+shape sleeps until the next event.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from preba.batching.triton_layout import (
     P_TIMEOUT_NS,
     PAYLOAD_CLOSED,
     POLICY_ROW,
+    S_BATCHER_FIRST_PERMILLE,
+    S_BATCHER_FIRST_SEED,
     S_DEFAULT_LEVEL,
     S_DYNAMIC,
     S_EQUAL_SHAPE,
     S_LEVELS,
-    S_BATCHER_FIRST_PERMILLE,
-    S_BATCHER_FIRST_SEED,
     S_PREFETCH,
     S_RATE_LIMITED,
     S_SWEEP,
@@ -73,9 +73,10 @@ from preba.batching.triton_payloads import (
 from preba.batching.triton_rate import rate_lost, rate_returned
 from preba.batching.triton_scan import deadline_forget, expired, list_unlink, scan
 
-_HASH_PRIME = 2_147_483_647
-_HASH_STEP = 48_271
-_HASH_SEED_STEP = 69_621
+_WORD = 0xFFFF_FFFF
+_SEED_STEP = 0x9E37_79B9
+_MIX_FIRST = 0x7FEB_352D
+_MIX_SECOND = 0x3C6E_F372 | 1
 
 
 def triton_enqueue(state: BatcherState, now_ns: int, request: int) -> int:
@@ -161,16 +162,17 @@ def block(state: BatcherState, now_ns: int) -> None:
 
 
 def batcher_is_first(state: BatcherState) -> int:
-    """1 for the configured share of returns, spread by an integer hash of the return's number and the seed."""
+    """1 for the configured share of returns, each drawn by an integer hash of its number and the seed."""
     permille = state.setting[S_BATCHER_FIRST_PERMILLE]
     if permille == 0:
         return 0
     state.scalar[V_RETURNS] += 1
-    mixed = state.scalar[V_RETURNS] % _HASH_PRIME * _HASH_STEP
-    mixed += state.setting[S_BATCHER_FIRST_SEED] % _HASH_PRIME * _HASH_SEED_STEP + 12_345
-    mixed = mixed % _HASH_PRIME * _HASH_STEP % _HASH_PRIME
-    mixed = mixed * _HASH_STEP % _HASH_PRIME
-    if mixed // 7 % 1000 < permille:
+    mixed = (state.scalar[V_RETURNS] + state.setting[S_BATCHER_FIRST_SEED] % (_WORD >> 1) * _SEED_STEP) & _WORD
+    for _ in range(3):
+        mixed = ((mixed ^ (mixed >> 16)) * _MIX_FIRST) & _WORD
+        mixed = ((mixed ^ (mixed >> 15)) * _MIX_SECOND) & _WORD
+    mixed ^= mixed >> 16
+    if mixed % 1000 < permille:
         return 1
     return 0
 

@@ -23,7 +23,7 @@ from preba.units import NS_PER_US
 LEVELS_MAX = 4096
 """Priority levels kept as separate queues; the server's own limit is 2**64 - 1."""
 
-BATCHER_FIRST_PERMILLE = 280
+BATCHER_FIRST_PERMILLE = 310
 """Share of batch ends, in 1/1000, at which the batcher thread runs before the backend thread has come back.
 
 With a queue policy or priorities the batcher then sees no idle instance and sleeps on: a lost wake-up. Without, it may
@@ -31,7 +31,7 @@ still add to the batch that goes next. How often it happens depends on the machi
 Fitted to one measurement: Triton 2.51.0, python backend on 2 CPU cores, one instance, max_batch 8, max_queue_size 16,
 batches of 60 ms, Poisson arrivals at 1.3 times the capacity: 50 requests/s were served where 133 were possible, with
 idle gaps of 440 ms and a p99 of 1,060 ms. With this share the model serves 50/s, with gaps of 440 ms and a p99 of
-1,050 ms.
+1,050 ms. Counted directly on such a machine it was 240 to 320 (docs/validate.md).
 """
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,12 +29,12 @@ from preba.cli.triton_threads import (
 )
 from preba.figures import Figure
 from preba.jitter import LogNormalJitter
-from preba.preprocessing import CpuPreprocessing, NoPreprocessing
+from preba.preprocessing import CpuPreprocessing, DaliSlicePreprocessing, NoPreprocessing
 from preba.preprocessing_costs import AudioCost, CpuCosts, ImageCost
 from preba.profile import LatencyProfile, profile_from_dict
 from preba.records import Records
 from preba.scenario.resolve import ResolvedScenario, resolve
-from preba.scenario.schema import Overheads, Scenario
+from preba.scenario.schema import Model, Overheads, Scenario
 from runtime.load.run import Played
 from runtime.placement import is_native, preprocessing_backend, worker_count
 from runtime.profiling import this_machine
@@ -44,7 +44,8 @@ __all__ = ["Calibration", "calibrate"]
 Array = NDArray[np.float64]
 
 GAPS_MIN = 10
-CUT = 0.005
+STALL = 10.0
+"""Values further above the median than so many times the way to the 90th percentile are stalls of the machine."""
 GAP_CUT = 0.05
 ALONE_MIN = 30
 PAIRS_MIN = 100
@@ -67,17 +68,34 @@ class Line:
     values: int
 
 
-def line_by_size(found: dict[int, list[float]], cut: float = CUT) -> Line:
-    """A line through the means (a share at both ends left out) of each batch size, in microseconds."""
+def steady_mean(values: Sequence[float] | Array) -> float:
+    """The mean without what a machine that stood still for a moment adds."""
+    found = np.asarray(values, dtype=np.float64)
+    middle, high = np.percentile(found, [50, 90])
+    return float(found[found <= middle + STALL * (high - middle)].mean())
+
+
+def trimmed_mean(values: Sequence[float] | Array) -> float:
+    """The mean without the outer twentieths."""
+    return float(trim_mean(values, GAP_CUT))
+
+
+def line_by_size(found: dict[int, list[float]], mean: Callable[[list[float]], float] = steady_mean) -> Line:
+    """A line through the means of each batch size, in microseconds."""
     enough = {size: values for size, values in found.items() if len(values) >= GAPS_MIN}
     if not enough:
         return Line(0.0, 0.0, 0)
     count = sum(len(values) for values in enough.values())
-    sizes, means = np.array(list(enough)), np.array([trim_mean(values, cut) for values in enough.values()])
+    sizes, means = np.array(list(enough)), np.array([mean(values) for values in enough.values()])
     if len(enough) == 1:
         return Line(max(float(means[0]), 0.0), 0.0, count)
     weights = np.sqrt([len(values) for values in enough.values()])
     slope, fixed = (float(value) for value in np.polyfit(sizes, means, 1, w=weights))
+    if slope < 0:
+        slope, fixed = 0.0, float(np.average(means, weights=weights**2))
+    elif fixed < 0:
+        heavy = weights**2
+        slope, fixed = float(np.average(means * sizes, weights=heavy) / np.average(sizes**2, weights=heavy)), 0.0
     return Line(max(fixed, 0.0), max(slope, 0.0), count)
 
 
@@ -91,7 +109,7 @@ def slowdown(resolved: ResolvedScenario, profile: LatencyProfile, model: int, re
     profiles = [profile] * len(resolved.models)
     took_ns = (records.execution_end_ns - records.execution_start_ns)[rows]
     expected_ns = np.array([_expected_ns(resolved, profiles, records, int(row)) for row in rows])
-    return float(trim_mean(took_ns / expected_ns, GAP_CUT))
+    return trimmed_mean(took_ns / expected_ns)
 
 
 def slowed(profile: LatencyProfile, factor: float) -> LatencyProfile:
@@ -144,7 +162,7 @@ def turnaround(
 
     Under a queue policy the longest quarter is left out there: lost wake-ups, which are modelled themselves.
     """
-    line = line_by_size(gaps_between_batches(resolved, profiles, busy), GAP_CUT)
+    line = line_by_size(gaps_between_batches(resolved, profiles, busy), trimmed_mean)
     batcher = resolved.models[0].config.batcher
     if not is_native(resolved) or not isinstance(batcher, TritonBatcher):
         return line
@@ -160,7 +178,7 @@ def shifted(line: Line, found: Mapping[int, Sequence[float]]) -> Line:
     values = [gap - line.per_request_us * size for size, gaps in found.items() for gap in gaps]
     if len(values) < PAIRS_MIN:
         return line
-    return Line(max(float(trim_mean(values, GAP_CUT)), 0.0), line.per_request_us, len(values))
+    return Line(max(trimmed_mean(values), 0.0), line.per_request_us, len(values))
 
 
 def answers_after_batch(resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], runs: Sequence[Played]) -> Line:
@@ -232,7 +250,10 @@ def calibrate(
     changes: dict[str, Any] = {}
     held_us, spread, front = 0.0, dict[str, float](), before_batcher_us(records)[0]
     backend = preprocessing_backend(resolved)
-    if backend != "none" and not isinstance(scenario.preprocessing, NoPreprocessing):
+    worked = bool((records.preprocess_end_ns > records.preprocess_start_ns).any())
+    if backend != "none" and not isinstance(scenario.preprocessing, NoPreprocessing) and not worked:
+        notes.append("preprocessing inside the slices is not measured apart: the scenario's own costs are simulated")
+    if backend != "none" and not isinstance(scenario.preprocessing, NoPreprocessing) and worked:
         held_us = between_items_us(records)
         costs, spread, front = _preprocessing_costs(resolved, records, facts, held_us)
         changes["preprocessing"] = CpuPreprocessing(
@@ -261,7 +282,7 @@ def calibrate(
         front = head_waits_us(resolved, records, limit)
     if len(front) < ALONE_MIN:
         front = head_waits_us(resolved, alone, limit) if native else before_batcher_us(alone)[0]
-    front_us = max(float(trim_mean(front, CUT)) - threads.us - held_us, 0.0) if len(front) else 0.0
+    front_us = max(steady_mean(front) - threads.us - held_us, 0.0) if len(front) else 0.0
     overheads = Overheads(
         frontend_us=front_us, turnaround_us=gap.fixed_us, turnaround_request_us=gap.per_request_us,
         response_us=answers.fixed_us, response_request_us=answers.per_request_us,
@@ -281,9 +302,11 @@ def calibrate(
         ),
     ]
     changes["server"] = scenario.server.model_copy(update={"overheads": overheads})
-    models = []
+    models: list[Model] = []
     for model, profile in zip(scenario.models, profiles, strict=True):
         fields: dict[str, Any] = {"execution_profile": profile, "batcher": with_wakeup(model.batcher, threads)}
+        if "preprocessing" in changes and isinstance(scenario.preprocessing, DaliSlicePreprocessing):
+            fields["slices"] = tuple(resolved.models[len(models)].slice_indices)  # those of preprocessing stay free
         cv = spread.get(profile.modality, 0.0)
         if model.preprocess_jitter is None and cv > 0:
             fields["preprocess_jitter"] = LogNormalJitter(kind="lognormal", cv=cv)
@@ -323,7 +346,7 @@ def between_items_us(records: Records) -> float:
     ended_ns = ends[np.maximum(before, 0)]
     waited = (before >= 0) & (worked.issued_ns < ended_ns - IDLE_NS)
     gaps = (worked.preprocess_start_ns - ended_ns)[waited] / 1e3
-    return float(trim_mean(gaps, CUT)) if len(gaps) >= ALONE_MIN else 0.0
+    return steady_mean(gaps) if len(gaps) >= ALONE_MIN else 0.0
 
 
 def _preprocessing_costs(
@@ -347,10 +370,10 @@ def _preprocessing_costs(
         ) & (getattr(records, unit) > 0)
         if mine.sum() < 2:
             continue
-        line = line_through(sizes[mine], took_us[mine])
+        line = line_through(sizes[mine], took_us[mine], relative=False)
         way_us[mine] = 0.0
         if (mine & free).sum() >= ALONE_MIN:
-            way_us[mine] = max(line_through(sizes[mine & free], before_us[mine & free]).slope_us, 0.0)
+            way_us[mine] = max(line_through(sizes[mine & free], before_us[mine & free], relative=False).slope_us, 0.0)
         per_unit_us = float(way_us[mine][0])
         way_us[mine] *= sizes[mine]
         residual = took_us[mine] - line.fixed_us - line.slope_us * sizes[mine]

@@ -25,7 +25,7 @@ def batch_limit(resolved: ResolvedScenario, model: ResolvedModel) -> int:
     """Largest batch a model's batchers may form."""
     longest_ns = longest_audio_ns(resolved)[model.index]
     wanted = max(server.plan.batch_max for server in plan_servers(resolved, model, longest_ns))
-    return min(wanted, *(model.profile.batch_max(resolved.slices[index].profile) for index in model.slice_indices))
+    return min(wanted, max(model.profile.batch_max(resolved.slices[index].profile) for index in model.slice_indices))
 
 
 def one_at_a_time(resolved: ResolvedScenario, requests: int) -> ResolvedScenario:

@@ -197,7 +197,11 @@ def lost_wakeups(resolved: ResolvedScenario, records: Records, usual_ns: Any) ->
                 tries += 1
                 lost += int(start_ns[after] > expected_ns + LATE_NS)
     if tries < TRIES_MIN:
-        return Race(None, "Triton's lost wake-ups: too few batch ends without an arrival after them to count any")
+        return Race(
+            None,
+            "Triton's lost wake-ups: too few batch ends without an arrival after them to count any; "
+            "the share that the scenario or its default says is simulated",
+        )
     text = f"Triton's batcher overtook the backend thread at {lost} of {tries} batch ends and slept on: a lost wake-up"
     return Race(round(1000 * lost / tries), text)
 

@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from accel.inputs import InputLimits, read_wav
 from preba.cli.calibrating import calibrate
 from preba.cli.load import measured_summary
 from preba.cli.rehearsing import batch_limit, kept_busy, one_at_a_time, rehearsal
 from preba.cli.served import served
 from preba.cli.simulate import run_and_summarise
+from preba.errors import ScenarioError
 from preba.profile import LatencyProfile
 from preba.records import Records
 from preba.report.context import ReportContext
@@ -156,7 +158,7 @@ def measured_profile(resolved: ResolvedScenario, model: ResolvedModel, plan: Val
     if model.profile.modality == "audio":
         shortest_s, longest_s = audio_reach_s(resolved, model, plan)
         lengths_s = tuple(sorted({shortest_s, *np.arange(2.5, longest_s, 2.5).round(3).tolist(), longest_s}))
-    measuring = Plan(batches, lengths_s, warmup=3, repeats=plan.repeats)
+    measuring = Plan(batches, lengths_s, warmup=3, repeats=plan.repeats, up_to_limit=True)
     points = asyncio.run(measure_model(resolved, model, measuring))
     name = f"{model.config.name}-measured"
     return profile_of(resolved, model, measuring, points, name=name, inside_only=True)
@@ -174,6 +176,9 @@ def audio_reach_s(resolved: ResolvedScenario, model: ResolvedModel, plan: Valida
     ]
     traces = [draw_scenario_trace(run) for run in runs]
     every_ns = np.concatenate([trace.audio_ns[trace.model_index == model.index] for trace in traces])
+    if plan.payloads is not None:
+        files = [read_wav(file.read_bytes(), InputLimits()) for file in sorted(plan.payloads.glob("*.wav"))]
+        every_ns = np.append(every_ns, [round(file.length_s * 1e9) for file in files])
     return math.floor(int(every_ns.min()) / 1e8) / 10, math.ceil(int(every_ns.max()) / 1e8) / 10
 
 
@@ -214,6 +219,9 @@ def compare_runs(
     for result in (played.result, simulation.result):
         window = steady_window(result, context)
         pair.append(result.records.select(window.kept & result.records.served))
+    for records_kept, what in zip(pair, ("the live server", "the simulation"), strict=True):
+        if len(records_kept) == 0:
+            raise ScenarioError(f"nothing to compare: {what} served no request after the warm-up")
     found = validate_runs(here, there, limits=resolved.scenario.validation, fresh=fresh, records=(pair[0], pair[1]))
     kind = resolved.scenario.live.slices
     said = list(notes)

@@ -38,6 +38,8 @@ class Measured:
     batch_mean : float or None
     requests : int or None
     notes : tuple of str
+    from_server : bool
+        A server's figures: what clients saw goes before them.
     """
 
     source: str
@@ -49,6 +51,7 @@ class Measured:
     batch_mean: float | None = None
     requests: int | None = None
     notes: tuple[str, ...] = ()
+    from_server: bool = False
 
 
 def merged(files: Sequence[Measured]) -> Measured:
@@ -61,15 +64,20 @@ def merged(files: Sequence[Measured]) -> Measured:
     """
     if not files:
         raise FormatError("no measured files")
-    first = files[0]
+    first, *others = sorted(files, key=lambda one: one.from_server)
     found: Json = {name: getattr(first, name) for name in Measured.__dataclass_fields__}
-    for other in files[1:]:
+    for other in others:
+        timed = bool(found["latency_ms"]) or found["latencies_ns"] is not None
         for name in Measured.__dataclass_fields__:
             value = getattr(other, name)
             if name == "source":
                 found[name] += f", {value}"
             elif name == "notes":
                 found[name] = (*found[name], *value)
+            elif name in ("latency_ms", "latencies_ns") and timed and other.from_server != first.from_server:
+                continue  # the server's own latency is not what the clients saw
+            elif name == "stages_ms":
+                found[name] = found[name] or value  # stages of one file add up; those of two may not
             elif isinstance(value, Mapping):
                 found[name] = {**value, **found[name]}
             elif found[name] is None:

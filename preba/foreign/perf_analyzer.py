@@ -68,6 +68,8 @@ def read_csv(text: str, *, origin: str, load: float | None = None) -> Measured:
         if len(chosen) != 1:
             have = ", ".join(str(row[column]) for row in rows)
             raise FormatError(f"{origin}: has rows for {column} {have}; the scenario's load is {load}")
+    elif load is not None and not math.isclose(_number(rows[0], column, origin), load, rel_tol=0.01):
+        raise FormatError(f"{origin}: was measured at {column} {rows[0][column]}; the scenario's load is {load:g}")
     row = chosen[0]
     latency = {ours: _number(row, name, origin) / 1e3 for name, ours in PERCENTILES.items() if row.get(name)}
     if row.get("Avg latency"):

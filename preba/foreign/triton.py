@@ -68,6 +68,7 @@ def read_statistics(data: Mapping[str, Any], *, origin: str, model: str | None =
     }
     executions = int(entry.get("execution_count", 0))
     return Measured(
+        from_server=True,
         source=f"Triton statistics {origin}",
         latency_ms={"mean": mean_ms("success") or 0.0},
         stages_ms=stages,
@@ -112,6 +113,7 @@ def read_trace(data: Sequence[Any], *, origin: str, model: str | None = None) ->
         if spans:
             stages[ours] = float(np.mean(spans)) / NS_PER_MS
     return Measured(
+        from_server=True,
         source=f"Triton trace {origin}",
         throughput_rps=len(rows) * NS_PER_S / max(int(end.max() - start.min()), 1),
         latencies_ns=end - start,

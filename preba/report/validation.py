@@ -196,7 +196,7 @@ def _row(
     return ErrorRow(
         metric=name, unit=unit, measured=here, measured_ci95=here_ci, simulated=there, simulated_ci95=there_ci,
         error_percent=error, fresh=mean, fresh_ci95=interval, fresh_error_percent=_error(here, mean),
-        limit_percent=limit, verdict=_verdict(error, limit, here, here_ci),
+        limit_percent=limit, verdict="missed" if here and there is None else _verdict(error, limit, here, here_ci),
     )  # fmt: skip
 
 

@@ -132,8 +132,10 @@ def validation_html(
         What was measured and modelled, as sentences.
     scenario_text : str
     """
-    missed = len(found.missed)
-    verdict = "every figure is within its limit" if not missed else f"{missed} figures are beyond their limit"
+    counts = {name: sum(row.verdict == name for row in found.rows) for name in ("met", "unsure", "missed")}
+    verdict = f"{counts['met']} figures within their limits, {counts['missed']} beyond"
+    if counts["unsure"]:
+        verdict += f", {counts['unsure']} unsure: the run is too short for them"
     plots = [_stage_bars(found)] if found.stages else []
     if runs is not None:
         plots = [_distributions(*runs), _quantiles(*runs), *plots, _batch_bars(*runs)]

@@ -103,7 +103,8 @@ class ResolvedScenario:
             if isinstance(batcher, TritonBatcher) and batcher.loses_wakeups:
                 found[
                     f"model {model.config.name!r}: this Triton version is modelled with lost wake-ups "
-                    f"({batcher.batcher_first_permille() / 10:g} % of batch ends; the next arrival wakes the batcher, or its 500 ms tick); "
+                    f"({batcher.batcher_first_permille() / 10:g} % of batch ends; the next arrival or its 500 ms tick "
+                    "wakes the batcher); "
                     "batcher.quirks.batcher_first_permille: 0 turns them off"
                 ] = None
         return list(found)

@@ -62,6 +62,7 @@ class Messages:
             content = b"".join(self.corpus.parts(int(self.place_of[row])))
             request.raw_input_contents.append(struct.pack("<I", len(content)) + content)
             parameters["execution_factor"].double_param = float(trace.execution_factor[row])
+            audio_ns = int(self.corpus.audio_ns[int(self.place_of[row])])
         if audio_ns:
             parameters["audio_ns"].int64_param = audio_ns
         if trace.priority[row]:

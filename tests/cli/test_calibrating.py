@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from preba.batching.triton_config import TritonQuirks
-from preba.cli.calibrating import answers_after_batch, calibrate, gaps_between_batches, line_by_size, slowdown, slowed
+from preba.cli.calibrating import (
+    answers_after_batch,
+    calibrate,
+    gaps_between_batches,
+    line_by_size,
+    slowdown,
+    slowed,
+    steady_mean,
+)
 from preba.cli.rehearsing import rehearsal
 from preba.cli.triton_threads import (
     Race,
@@ -167,3 +175,51 @@ def test_wakeup_text_names_its_evidence() -> None:
     """The report says how many requests the figure rests on."""
     assert "250 us" in Wakeup(250.0, 100).text()
     assert "100 requests" in Wakeup(250.0, 100).text()
+
+
+def test_line_by_size_keeps_the_mean_where_a_part_would_be_negative() -> None:
+    """Falling means give their mean; an intercept below zero gives the line through the origin."""
+    falling = line_by_size({1: [500.0] * 20, 8: [300.0] * 20})
+    assert (falling.fixed_us, falling.per_request_us) == pytest.approx((400, 0))
+    steep = line_by_size({1: [50.0] * 20, 4: [400.0] * 20, 8: [900.0] * 20})
+    assert steep.fixed_us == 0
+    assert steep.per_request_us == pytest.approx((50 + 4 * 400 + 8 * 900) / (1 + 16 + 64))
+    assert line_by_size({4: [100.0] * 3}).values == 0
+
+
+def test_a_machine_that_stood_still_for_a_moment_does_not_count() -> None:
+    """A few answers of a second among those of some milliseconds change nothing; an honest tail does."""
+    usual = np.random.default_rng(1).gamma(4.0, 0.7, 5000)
+    assert steady_mean(usual) == pytest.approx(usual.mean(), rel=1e-3)
+    assert steady_mean(np.append(usual, [1000.0] * 200)) == pytest.approx(usual.mean(), rel=0.01)
+
+
+def test_preprocessing_under_load_gives_back_what_it_costs_on_average(toy: Any) -> None:
+    """Costs with a spread of 0.3: the mean is not lost in the fit, and the spread is found."""
+    model = toy.model(
+        toy.profile({"1g": TABLE}), {"kind": "poisson", "rate_rps": 60}, sizes={"kind": "jpeg", "dataset": "imagenet"},
+        preprocess_jitter={"kind": "lognormal", "cv": 0.3},
+    )  # fmt: skip
+    cost = {"kind": "cpu", "name": "toy", "image": {"fixed_us": toy.figure(2000.0), "per_100kb_us": toy.figure(1500.0)}}
+    preprocessing = {"kind": "cpu", "cores": 1, "usable_fraction": 1.0, "cost": cost}
+    known = toy.resolve(toy.scenario([model], partition="7x1g.5gb", requests=6000, preprocessing=preprocessing))
+    run = played(known)
+    found = calibrate(known, [known.models[0].execution], run, run, [run]).scenario
+    image = found.preprocessing.cost.image
+    sizes = run.trace.jpeg_bytes / 1e5
+    told_us, found_us = 2000 + 1500 * sizes.mean(), image.fixed_us.value + image.per_100kb_us.value * sizes.mean()
+    assert found_us == pytest.approx(told_us, rel=0.02)
+
+
+def test_slices_of_preprocessing_stay_free_in_the_calibrated_scenario(toy: Any) -> None:
+    """What is measured replaces the station, not the partition: the models keep the slices they had."""
+    model = toy.model(toy.profile({"1g": TABLE}), {"kind": "poisson", "rate_rps": 60})
+    data = toy.scenario(
+        [model], partition="7x1g.5gb", requests=400, preprocessing=toy.dali("dali_slice", slices={"1g.5gb": 1})
+    )
+    known = toy.resolve({**data, "live": {"preprocessing": {"backend": "cpu"}}})
+    run = played(known)
+    found = calibrate(known, [known.models[0].execution], run, run, [run]).scenario
+    calibrated = resolve(found, folder=known.folder)
+    assert calibrated.models[0].slice_indices == known.models[0].slice_indices
+    assert len(known.models[0].slice_indices) == 6

@@ -174,7 +174,8 @@ def test_several_files_make_one_run(tmp_path: Path) -> None:
         read_measured(write(tmp_path, "out.csv", CSV), load=8),
         read_measured(write(tmp_path, "stats.json", STATISTICS), model="toy"),
     ]
-    summary = summary_of(merged(files))
+    assert merged(files[::-1]).latency_ms == merged(files).latency_ms  # whatever their order
+    summary = summary_of(merged(files[::-1]))
     assert summary["latency_ms"]["mean"]["value"] == 19.0
     assert summary["batch_size"]["mean"] == 4.5
     assert summary["batch_size"]["histogram"] == {"4": 100, "5": 100}

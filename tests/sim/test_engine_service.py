@@ -256,3 +256,13 @@ def test_unknown_engine_is_an_error_that_names_the_known(toy: Any) -> None:
     with pytest.raises(NotImplementedError, match=r"^--engine: 'referense' .*did you mean 'reference'"):
         toy.run(toy.scenario([model]), engine="referense")
     assert "reference" in ENGINES
+
+
+def test_execution_profile_must_cover_the_batches_that_are_planned(toy: Any) -> None:
+    """A batch that the other profile does not know would take no time: it is refused, by name and size."""
+    model = toy.model(
+        toy.profile({"full": {"1": 10, "8": 20}}), {"kind": "poisson", "rate_rps": 100},
+        batcher={"kind": "greedy", "batch_max": 8}, execution_profile=toy.profile({"full": {"1": 10, "4": 14}}),
+    )  # fmt: skip
+    with pytest.raises(ScenarioError, match=r"execution_profile: 'toy' knows batches up to 4 .* batches of 8"):
+        toy.run(toy.scenario([model], requests=10))

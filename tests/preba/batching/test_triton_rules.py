@@ -24,12 +24,15 @@ from preba.batching.state import (
     V_WAITING,
     BatcherState,
 )
+from preba.batching.triton import batcher_is_first
 from preba.batching.triton_config import TritonBatcher
 from preba.units import NS_PER_MS, ns_from_ms
 
 
 def batcher(**fields: Any) -> TritonBatcher:
-    return TritonBatcher.model_validate_json(json.dumps({"kind": "triton", "max_batch_size": 8, **fields}))
+    # The rules as they are read: no race is lost unless a test is about them.
+    common = {"kind": "triton", "max_batch_size": 8, "quirks": {"batcher_first_permille": 0}}
+    return TritonBatcher.model_validate_json(json.dumps({**common, **fields}))
 
 
 def fresh(config: TritonBatcher, capacity: int = 64, *, consumers: int = 1, up: bool = True) -> BatcherState:
@@ -435,6 +438,20 @@ def test_triton_lost_wakeup_shows_what_was_measured_with_a_bounded_queue() -> No
     half_width = 3.182 * np.std(rates, ddof=1) / 2  # 95 %, four runs
     assert abs(np.mean(rates) - 50) < half_width
     assert min(tails) > 1000
+
+
+def test_triton_races_are_drawn_independently_of_one_another() -> None:
+    """The share is kept, and whether one race is won says nothing about the next ten; another seed, another series."""
+    series = []
+    for seed in (0, 1):
+        quirks = {"batcher_first_permille": 150, "batcher_first_seed": seed}
+        state = fresh(batcher(quirks=quirks))
+        series.append(np.array([batcher_is_first(state) for _ in range(20_000)]))
+    for won in series:
+        assert abs(won.mean() - 0.15) < 0.01
+        for lag in range(1, 11):
+            assert abs(won[lag:][won[:-lag] == 1].mean() - 0.15) < 0.03
+    assert abs(series[1][series[0] == 1].mean() - 0.15) < 0.03
 
 
 @pytest.mark.parametrize(("permille", "next_batch"), [(0, [1]), (1000, [1, 2])])
