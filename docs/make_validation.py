@@ -212,7 +212,8 @@ def measure(names: list[str]) -> None:
             write("golden", {"vectors": golden(), "where": this_machine(), "python": platform.python_version()})
             continue
         group, data = every[name]
-        compared = live_and_simulated(load(name, data), ValidationPlan(fresh=3), lambda _: None)
+        plan = ValidationPlan(fresh=3, repeats=10 if name == "preba-audio" else 30)
+        compared = live_and_simulated(load(name, data), plan, lambda _: None)
         found = compared.found.as_json()
         write(
             name,
