@@ -115,6 +115,7 @@ def test_requests_bring_their_own_timeout(toy: Any, tmp_path: Any) -> None:
     """With allow_timeout_override a request that waits longer than it said is refused; without, it waits on."""
     policy = {"default_timeout_us": 60_000_000, "allow_timeout_override": True}
     batcher = {"kind": "triton", "max_batch_size": 1, "default_queue_policy": policy}
+    batcher["quirks"] = {"batcher_first_permille": 0}
     model = toy.model(toy.profile(TEN_MS), toy.arrivals_at(tmp_path, [0.0, 1.0, 8.0]), batcher=batcher, timeout_ms=3.0)
     records = toy.run(toy.scenario([model], requests=3)).result.records
     assert [OUTCOMES[code] for code in records.outcome] == ["served", "refused_timeout", "served"]
