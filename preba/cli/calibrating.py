@@ -67,6 +67,10 @@ class Line:
     per_request_us: float
     values: int
 
+    def of(self, batch: int) -> int:
+        """The time for one batch, in nanoseconds."""
+        return round(1e3 * (self.fixed_us + self.per_request_us * batch))
+
 
 def steady_mean(values: Sequence[float] | Array) -> float:
     """The mean without what a machine that stood still for a moment adds."""
@@ -156,21 +160,21 @@ def gaps_between_batches(
 
 
 def turnaround(
-    resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], rehearsed: Played, busy: Sequence[Played]
+    resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], rehearsed: Played, busy: Line, race: Race | None
 ) -> Line:
-    """The line of these gaps, from slices kept busy; where Triton batches, with the mean of the rehearsal.
+    """The line of slices kept busy; where Triton batches, moved to the mean of the rehearsal.
 
-    Under a queue policy the longest quarter is left out there: lost wake-ups, which are modelled themselves.
+    Gaps of lost wake-ups, the longest ones, are left out there: they are modelled themselves.
     """
-    line = line_by_size(gaps_between_batches(resolved, profiles, busy), trimmed_mean)
     batcher = resolved.models[0].config.batcher
     if not is_native(resolved) or not isinstance(batcher, TritonBatcher):
-        return line
+        return busy
     waited_ns = 1000 * batcher.max_queue_delay_us + IDLE_NS
     found = gaps_between_batches(resolved, profiles, [rehearsed], waited_ns)
-    if not batcher.prefetching:
-        found = {size: sorted(gaps)[: math.ceil(0.75 * len(gaps))] for size, gaps in found.items()}
-    return shifted(line, found)
+    if race is not None and race.permille:
+        kept = 1.0 - race.permille / 1e3
+        found = {size: sorted(gaps)[: math.ceil(kept * len(gaps))] for size, gaps in found.items()}
+    return shifted(busy, found)
 
 
 def shifted(line: Line, found: Mapping[int, Sequence[float]]) -> Line:
@@ -271,12 +275,18 @@ def calibrate(
             f"a preprocessing worker with a line takes {held_us:.0f} us from one input to the next: part of its cost, "
             "not of what comes before the batcher"
         )
-    gap = turnaround(resolved, profiles, rehearsed, busy)
+    batcher = resolved.models[0].config.batcher
+    limit = max(batch_limit(resolved, model) for model in resolved.models)
+    native = is_native(resolved)
+    batches_itself = native and isinstance(batcher, TritonBatcher) and batcher.dynamic_batching and limit > 1
+    gap = line_by_size(gaps_between_batches(resolved, profiles, busy), trimmed_mean)
+    race: Race | None = None
+    if batches_itself and isinstance(batcher, TritonBatcher) and not batcher.prefetching:
+        race = lost_wakeups(resolved, rehearsed.result.records, gap.of)
+    gap = turnaround(resolved, profiles, rehearsed, gap, race)
     answers = answers_after_batch(resolved, profiles, [rehearsed])
     if answers.values < PAIRS_MIN:
         answers = answers_after_batch(resolved, profiles, [idle, rehearsed])
-    limit = max(batch_limit(resolved, model) for model in resolved.models)
-    native = is_native(resolved)
     threads = wakeup(resolved, records) if native else Wakeup(0.0, 0)
     if native:
         front = head_waits_us(resolved, records, limit)
@@ -313,29 +323,17 @@ def calibrate(
         models.append(model.model_copy(update=fields))
     changes["models"] = tuple(models)
     calibrated = scenario.model_copy(update=changes)
-    if native and isinstance(scenario.models[0].batcher, TritonBatcher):
+    if batches_itself and isinstance(batcher, TritonBatcher):
         notes.append(threads.text())
-        race = _race(resolved, calibrated, rehearsed, gap, limit)
+        if batcher.prefetching and batcher.max_queue_delay_us > 0:
+            known = resolve(calibrated, folder=resolved.folder)
+            race = overtakings(known, rehearsed.trace, rehearsed.result.records, limit)
         if race is not None:
             notes.append(race.text)
             model = calibrated.models[0]
             model = model.model_copy(update={"batcher": with_race(model.batcher, race)})
             calibrated = calibrated.model_copy(update={"models": (model,)})
     return Calibration(calibrated, tuple(notes))
-
-
-def _race(resolved: ResolvedScenario, calibrated: Scenario, rehearsed: Played, gap: Line, limit: int) -> Race | None:
-    """Who is first at the end of a batch, where that matters: with a queue policy or a delay."""
-    batcher = resolved.models[0].config.batcher
-    if not isinstance(batcher, TritonBatcher) or not batcher.dynamic_batching or limit < 2:
-        return None
-    if not batcher.prefetching:
-        return lost_wakeups(
-            resolved, rehearsed.result.records, lambda size: round(1e3 * (gap.fixed_us + gap.per_request_us * size))
-        )
-    if batcher.max_queue_delay_us == 0:
-        return None
-    return overtakings(resolve(calibrated, folder=resolved.folder), rehearsed.trace, rehearsed.result.records, limit)
 
 
 def between_items_us(records: Records) -> float:

@@ -172,10 +172,11 @@ def lost_wakeups(resolved: ResolvedScenario, records: Records, usual_ns: Any) ->
     Returns
     -------
     Race
-        Only ends count with neither an arrival nor another end soon after, which would have woken the batcher.
+        Only ends count with neither an arrival nor another end soon after, which would have woken the batcher. Where
+        there are too few of them the share is 0.
     """
     lost = tries = 0
-    arrivals = np.sort(records.issued_ns)
+    arrivals = np.sort(records.issued_ns[records.served])  # refused ones wake nobody
     for mine, _ in per_server(resolved, records):
         rows = np.unique(mine.batch_id, return_index=True)[1]
         oldest_ns = mine.issued_ns[rows]
@@ -198,9 +199,9 @@ def lost_wakeups(resolved: ResolvedScenario, records: Records, usual_ns: Any) ->
                 lost += int(start_ns[after] > expected_ns + LATE_NS)
     if tries < TRIES_MIN:
         return Race(
-            None,
-            "Triton's lost wake-ups: too few batch ends without an arrival after them to count any; "
-            "the share that the scenario or its default says is simulated",
+            0,
+            "Triton's lost wake-ups: too few batch ends without an arrival soon after them to count any; what they "
+            "cost is in what passes between two batches",
         )
     text = f"Triton's batcher overtook the backend thread at {lost} of {tries} batch ends and slept on: a lost wake-up"
     return Race(round(1000 * lost / tries), text)
