@@ -47,6 +47,8 @@ GAPS_MIN = 10
 STALL = 10.0
 """Values further above the median than so many times the way to the 90th percentile are stalls of the machine."""
 GAP_CUT = 0.05
+USUAL_PERCENT = 35.0
+"""Of gaps of which up to a third may be lost wake-ups: the median of the others."""
 ALONE_MIN = 30
 PAIRS_MIN = 100
 
@@ -177,12 +179,14 @@ def turnaround(
     return shifted(busy, found)
 
 
-def shifted(line: Line, found: Mapping[int, Sequence[float]]) -> Line:
+def shifted(
+    line: Line, found: Mapping[int, Sequence[float]], mean: Callable[[list[float]], float] = trimmed_mean
+) -> Line:
     """The line moved to the mean of other values, if there are enough."""
     values = [gap - line.per_request_us * size for size, gaps in found.items() for gap in gaps]
     if len(values) < PAIRS_MIN:
         return line
-    return Line(max(trimmed_mean(values), 0.0), line.per_request_us, len(values))
+    return Line(max(mean(values), 0.0), line.per_request_us, len(values))
 
 
 def answers_after_batch(resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], runs: Sequence[Played]) -> Line:
@@ -282,7 +286,9 @@ def calibrate(
     gap = line_by_size(gaps_between_batches(resolved, profiles, busy), trimmed_mean)
     race: Race | None = None
     if batches_itself and isinstance(batcher, TritonBatcher) and not batcher.prefetching:
-        race = lost_wakeups(resolved, rehearsed.result.records, gap.of)
+        seen = gaps_between_batches(resolved, profiles, [rehearsed], IDLE_NS)
+        usual = shifted(gap, seen, lambda values: float(np.percentile(values, USUAL_PERCENT)))
+        race = lost_wakeups(resolved, rehearsed.result.records, usual.of)
     gap = turnaround(resolved, profiles, rehearsed, gap, race)
     answers = answers_after_batch(resolved, profiles, [rehearsed])
     if answers.values < PAIRS_MIN:
