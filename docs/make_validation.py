@@ -260,9 +260,10 @@ def by_perf_analyzer(data: dict[str, Any]) -> dict[str, Any]:
                 alone_ms = read_measured(files[0], load=1.0).latency_ms["mean"]
         over = ours.scenario.server.overheads
         execution_ms = ours.models[0].execution.latency_ns(ours.slices[0].profile, 1, None) / 1e6
-        response_us = 1e3 * (alone_ms - execution_ms) - over.frontend_us - over.response_request_us
-        response_us -= quirks_of(ours).get("batcher_wakeup_us") or 0
-        over = over.model_copy(update={"response_us": max(response_us, 0.0)})
+        less_us = over.response_request_us + (quirks_of(ours).get("batcher_wakeup_us") or 0)
+        around_us = max(1e3 * (alone_ms - execution_ms) - less_us, 0.0)
+        share = over.frontend_us / (over.frontend_us + over.response_us)  # before and after, as with our client
+        over = over.model_copy(update={"frontend_us": share * around_us, "response_us": (1 - share) * around_us})
         server = ours.scenario.server.model_copy(update={"overheads": over})
         theirs = resolve(ours.scenario.model_copy(update={"server": server}), folder=ours.folder)
         found, notes = with_measured(theirs, files, 5)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.stats import trim_mean
 
 from accel.measure import line_through
+from preba.arrival_kinds import ClosedLoopArrivals
 from preba.batching.triton_config import TritonBatcher
 from preba.cli.rehearsing import batch_limit
 from preba.cli.triton_threads import (
@@ -295,7 +296,9 @@ def calibrate(
         answers = answers_after_batch(resolved, profiles, [idle, rehearsed])
     threads = wakeup(resolved, records) if native else Wakeup(0.0, 0)
     if native:
-        front = head_waits_us(resolved, records, limit)
+        # In a closed loop requests come in bursts, while the slice that answered still turns round.
+        loop = isinstance(scenario.models[0].arrivals, ClosedLoopArrivals)
+        front = head_waits_us(resolved, alone if loop else records, limit)
     if len(front) < ALONE_MIN:
         front = head_waits_us(resolved, alone, limit) if native else before_batcher_us(alone)[0]
     front_us = max(steady_mean(front) - threads.us - held_us, 0.0) if len(front) else 0.0
