@@ -113,10 +113,9 @@ def slowdown(resolved: ResolvedScenario, profile: LatencyProfile, model: int, re
     rows = np.unique(records.batch_id, return_index=True)[1]
     if len(rows) < ALONE_MIN:
         return 1.0
-    profiles = [profile] * len(resolved.models)
-    took_ns = (records.execution_end_ns - records.execution_start_ns)[rows]
-    expected_ns = np.array([_expected_ns(resolved, profiles, records, int(row)) for row in rows])
-    return trimmed_mean(took_ns / expected_ns)
+    took_ns = records.execution_end_ns - records.execution_start_ns
+    expected_ns = _expected_ns(resolved, [profile] * len(resolved.models), records)
+    return trimmed_mean((took_ns / expected_ns)[rows])
 
 
 def slowed(profile: LatencyProfile, factor: float) -> LatencyProfile:
@@ -149,6 +148,7 @@ def gaps_between_batches(
         numbers, rows, place = np.unique(records.batch_id, return_index=True, return_inverse=True)
         oldest_ns = np.full(len(numbers), np.iinfo(np.int64).max)
         np.minimum.at(oldest_ns, place, records.enqueued_ns)
+        expected_ns = _expected_ns(resolved, profiles, records)
         for slice_index in np.unique(records.slice_index[rows]):
             mine = np.flatnonzero(records.slice_index[rows] == slice_index)
             mine = mine[np.argsort(records.execution_start_ns[rows[mine]], kind="stable")]
@@ -156,9 +156,8 @@ def gaps_between_batches(
                 row = int(rows[first])
                 if oldest_ns[after] + waited_ns > records.execution_end_ns[row]:
                     continue  # the slice had nothing to do
-                took_ns = _expected_ns(resolved, profiles, records, row)
                 between_ns = int(records.execution_start_ns[rows[after]] - records.execution_start_ns[row])
-                found.setdefault(int(records.batch_size[row]), []).append((between_ns - took_ns) / 1e3)
+                found.setdefault(int(records.batch_size[row]), []).append((between_ns - int(expected_ns[row])) / 1e3)
     return found
 
 
@@ -197,20 +196,25 @@ def answers_after_batch(resolved: ResolvedScenario, profiles: Sequence[LatencyPr
     for played in runs:
         records = played.result.records.select(played.result.records.served)
         begin_ns = records.execution_start_ns if native else records.dispatched_ns  # the way to the slice is part of it
-        for row in range(len(records)):
-            end_ns = int(begin_ns[row]) + _expected_ns(resolved, profiles, records, row)
-            found.setdefault(int(records.batch_size[row]), []).append((int(records.completed_ns[row]) - end_ns) / 1e3)
+        after_us = (records.completed_ns - begin_ns - _expected_ns(resolved, profiles, records)) / 1e3
+        for size in np.unique(records.batch_size):
+            found.setdefault(int(size), []).extend(after_us[records.batch_size == size].tolist())
     return line_by_size(found)
 
 
-def _expected_ns(resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], records: Records, row: int) -> int:
-    """What the profile says of the batch that a request was in."""
-    model = resolved.models[int(records.model_index[row])]
-    length_ns = None
-    if model.profile.modality == "audio":
-        length_ns = int(records.audio_ns[records.batch_id == records.batch_id[row]].max())
-    kind = resolved.slices[int(records.slice_index[row])].profile
-    return profiles[model.index].latency_ns(kind, max(int(records.batch_units[row]), 1), length_ns)
+def _expected_ns(resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], records: Records) -> NDArray[np.int64]:
+    """What the profiles say of the batches that requests were in, for each request."""
+    rows, place = np.unique(records.batch_id, return_index=True, return_inverse=True)[1:]
+    longest_ns = np.zeros(len(rows), dtype=np.int64)
+    np.maximum.at(longest_ns, place, records.audio_ns)
+    expected_ns = np.empty(len(rows), dtype=np.int64)
+    for batch, row in enumerate(rows):
+        model = resolved.models[int(records.model_index[row])]
+        length_ns = int(longest_ns[batch]) if model.profile.modality == "audio" else None
+        kind = resolved.slices[int(records.slice_index[row])].profile
+        units = max(int(records.batch_units[row]), 1)
+        expected_ns[batch] = profiles[model.index].latency_ns(kind, units, length_ns)
+    return expected_ns[place]
 
 
 def calibrate(
@@ -283,10 +287,10 @@ def calibrate(
     batcher = resolved.models[0].config.batcher
     limit = max(batch_limit(resolved, model) for model in resolved.models)
     native = is_native(resolved)
-    batches_itself = native and isinstance(batcher, TritonBatcher) and batcher.dynamic_batching and limit > 1
+    triton = batcher if native and isinstance(batcher, TritonBatcher) and batcher.dynamic_batching else None
     gap = line_by_size(gaps_between_batches(resolved, profiles, busy), trimmed_mean)
     race: Race | None = None
-    if batches_itself and isinstance(batcher, TritonBatcher) and not batcher.prefetching:
+    if triton is not None and limit > 1 and not triton.prefetching:
         seen = gaps_between_batches(resolved, profiles, [rehearsed], IDLE_NS)
         usual = shifted(gap, seen, lambda values: float(np.percentile(values, USUAL_PERCENT)))
         race = lost_wakeups(resolved, rehearsed.result.records, usual.of)
@@ -332,9 +336,9 @@ def calibrate(
         models.append(model.model_copy(update=fields))
     changes["models"] = tuple(models)
     calibrated = scenario.model_copy(update=changes)
-    if batches_itself and isinstance(batcher, TritonBatcher):
+    if triton is not None and limit > 1:
         notes.append(threads.text())
-        if batcher.prefetching and batcher.max_queue_delay_us > 0:
+        if triton.prefetching and triton.max_queue_delay_us > 0:
             known = resolve(calibrated, folder=resolved.folder)
             race = overtakings(known, rehearsed.trace, rehearsed.result.records, limit)
         if race is not None:

@@ -9,13 +9,13 @@ on what else it has to do.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from preba.batchers import BatcherConfig
 from preba.batching.triton_config import TritonBatcher
 from preba.records import Records
 from preba.scenario.resolve import ResolvedScenario, resolve
@@ -62,7 +62,7 @@ class Race:
     text: str
 
 
-def with_wakeup(batcher: Any, found: Wakeup) -> Any:  # noqa: ANN401 - any policy of the union
+def with_wakeup(batcher: BatcherConfig, found: Wakeup) -> BatcherConfig:
     """The batcher with the wake-up that was measured, unless it has been told its own."""
     if not isinstance(batcher, TritonBatcher) or "batcher_wakeup_us" in batcher.quirks.model_fields_set:
         return batcher
@@ -70,10 +70,11 @@ def with_wakeup(batcher: Any, found: Wakeup) -> Any:  # noqa: ANN401 - any polic
     return batcher.model_copy(update={"quirks": quirks})
 
 
-def with_race(batcher: Any, found: Race) -> Any:  # noqa: ANN401 - any policy of the union
+def with_race(batcher: BatcherConfig, found: Race) -> BatcherConfig:
     """The batcher with the share of races that was measured, unless it has been told its own."""
-    told = not isinstance(batcher, TritonBatcher) or batcher.quirks.batcher_first_permille is not None
-    if told or found.permille is None:
+    if not isinstance(batcher, TritonBatcher) or found.permille is None:
+        return batcher
+    if batcher.quirks.batcher_first_permille is not None:
         return batcher
     quirks = batcher.quirks.model_copy(update={"batcher_first_permille": found.permille})
     return batcher.model_copy(update={"quirks": quirks})
@@ -109,22 +110,22 @@ def meets_idle(records: Records, instances: int) -> NDArray[np.bool_]:
     return idle
 
 
-def heads(records: Records) -> NDArray[np.bool_]:
-    """Which requests are the first of their batch; `records` in order of arrival."""
+def idle_heads(records: Records, instances: int, early: Sequence[int]) -> NDArray[np.bool_]:
+    """Which of these requests began a batch of another than the `early` sizes, which end a delay before its time."""
     first = np.zeros(len(records), dtype=np.bool_)
     first[np.unique(records.batch_id, return_index=True)[1]] = True
-    return first
+    kept: NDArray[np.bool_] = meets_idle(records, instances) & first & ~np.isin(records.batch_size, early)
+    return kept
 
 
 def head_waits_us(resolved: ResolvedScenario, records: Records, limit: int) -> NDArray[np.float64]:
     """From schedule to execution, beyond the batcher's delay, of requests that met an idle instance."""
     batcher = resolved.models[0].config.batcher
     wait_ns = delay_ns(batcher) if isinstance(batcher, TritonBatcher) else 0
+    early = [*batcher.preferred_batch_size, limit] if isinstance(batcher, TritonBatcher) and wait_ns > 0 else []
     found = []
     for mine, instances in per_server(resolved, records):
-        kept = meets_idle(mine, instances) & heads(mine)
-        if isinstance(batcher, TritonBatcher) and wait_ns > 0:
-            kept &= ~np.isin(mine.batch_size, [*batcher.preferred_batch_size, limit])
+        kept = idle_heads(mine, instances, early)
         found.append((mine.execution_start_ns - mine.scheduled_ns)[kept] - wait_ns)
     return np.concatenate(found) / 1e3 if found else np.empty(0)
 
@@ -139,13 +140,11 @@ def wakeup(resolved: ResolvedScenario, records: Records) -> Wakeup:
     if not isinstance(batcher, TritonBatcher) or not batcher.dynamic_batching or batcher.max_batch_size < 2:
         return Wakeup(0.0, 0)
     from_ns = delay_ns(batcher)
+    early = [*batcher.preferred_batch_size, batcher.max_batch_size] if from_ns > 0 else []
     after: list[NDArray[np.int64]] = []
     joined: list[NDArray[np.bool_]] = []
     for mine, instances in per_server(resolved, records):
-        kept = meets_idle(mine, instances) & heads(mine)
-        if from_ns > 0:
-            kept &= ~np.isin(mine.batch_size, [*batcher.preferred_batch_size, batcher.max_batch_size])
-        kept = kept[:-1]
+        kept = idle_heads(mine, instances, early)[:-1]
         after.append(np.diff(mine.issued_ns)[kept] - from_ns)
         joined.append((mine.batch_id[1:] == mine.batch_id[:-1])[kept])
     late_ns, same = np.concatenate(after), np.concatenate(joined)
@@ -158,7 +157,7 @@ def wakeup(resolved: ResolvedScenario, records: Records) -> Wakeup:
     return Wakeup(float(share[count > 0].sum()) * WINDOW_NS / BINS / 1e3, int(inside.sum()))
 
 
-def lost_wakeups(resolved: ResolvedScenario, records: Records, usual_ns: Any) -> Race:  # noqa: ANN401 - a function
+def lost_wakeups(resolved: ResolvedScenario, records: Records, usual_ns: Callable[[int], int]) -> Race:
     """Counts batch ends after which the batcher slept on although requests waited.
 
     Parameters

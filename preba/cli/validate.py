@@ -13,7 +13,7 @@ from preba.arrival_kinds import ClosedLoopArrivals
 from preba.cli.output import check_targets, write_run
 from preba.cli.progress import stderr_console
 from preba.cli.simulate import run_and_summarise
-from preba.cli.validating import Compared, ValidationPlan, live_and_simulated
+from preba.cli.validating import Compared, ValidationPlan, fresh_summaries, live_and_simulated
 from preba.errors import OutputError, ScenarioError
 from preba.foreign.measured import merged, summary_of
 from preba.foreign.read import read_measured
@@ -89,11 +89,7 @@ def with_measured(resolved: ResolvedScenario, files: Sequence[Path], fresh: int)
     read = merged([read_measured(path, model=model.name, load=load) for path in files])
     here = summary_of(read)
     there = run_and_summarise(resolved, engine=DEFAULT_ENGINE, text=False)[2]
-    draws = []
-    for draw in range(fresh):
-        other = resolved.scenario.model_copy(update={"seed": resolved.scenario.seed + 1 + draw})
-        again = resolve(other, folder=resolved.folder)
-        draws.append(run_and_summarise(again, engine=DEFAULT_ENGINE, text=False)[2])
+    draws = fresh_summaries(resolved, fresh)
     found = validate_runs(here, there, limits=resolved.scenario.validation, fresh=draws)
     return found, (f"measured: {read.source}",)
 

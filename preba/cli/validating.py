@@ -36,7 +36,7 @@ from runtime.profiling import Plan, measure_model, profile_of
 from sim.context import report_context
 from sim.run import DEFAULT_ENGINE, Simulation, simulate
 
-__all__ = ["Compared", "ValidationPlan", "compare_runs", "live_and_simulated"]
+__all__ = ["Compared", "ValidationPlan", "compare_runs", "fresh_summaries", "live_and_simulated"]
 
 Say = Callable[[str], None]
 WARMUP_SHARE = 0.05
@@ -193,6 +193,13 @@ def fresh_draw(resolved: ResolvedScenario, draw: int) -> ResolvedScenario:
     return resolve(other, folder=resolved.folder)
 
 
+def fresh_summaries(resolved: ResolvedScenario, draws: int) -> list[dict[str, Any]]:
+    """Summaries of simulations of so many fresh draws."""
+    return [
+        run_and_summarise(fresh_draw(resolved, draw), engine=DEFAULT_ENGINE, text=False)[2] for draw in range(draws)
+    ]
+
+
 def compare_runs(
     resolved: ResolvedScenario,
     calibrated: ResolvedScenario,
@@ -211,10 +218,7 @@ def compare_runs(
     simulation = simulate(calibrated, engine=DEFAULT_ENGINE, trace=sent)
     context = report_context(calibrated, simulation)
     there = summarise(simulation.result, context)
-    fresh = [
-        run_and_summarise(fresh_draw(calibrated, draw), engine=DEFAULT_ENGINE, text=False)[2]
-        for draw in range(plan.fresh)
-    ]
+    fresh = fresh_summaries(calibrated, plan.fresh)
     pair = []
     for result in (played.result, simulation.result):
         window = steady_window(result, context)
