@@ -25,6 +25,7 @@ from preba.serving import ServerModel
 from runtime.alarm import Alarm
 from runtime.counters import ModelCounters
 from runtime.decisions import DecisionLog, Dispatch, LiveBatcher
+from runtime.errors import RequestError
 from runtime.preprocess import Workers
 from runtime.slices import AnySlice, BatchFailedError, SliceLostError
 from runtime.tensors import TensorPool
@@ -39,27 +40,12 @@ TRIES = 2
 Rows: TypeAlias = NDArray[np.float32]
 
 
-class RequestError(Exception):
-    """A request that gets no result.
-
-    Parameters
-    ----------
-    code : str
-        Name of a gRPC status.
-    message : str
-    """
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
 @dataclass
 class Ticket:
     """One request inside the server. Times are 0 until they happen."""
 
     model: ServedModel
-    done: Callable[[], object]
+    done: Callable[[Ticket], object]
     """Called once, when there is an answer or an error; from the server's loop, so it must not wait."""
     content: bytes | None = None
     """An encoded image or a WAV file, where the model's inputs are preprocessed here."""
@@ -373,7 +359,7 @@ class FrontEnd:
             counters.served(ticket)
         else:
             counters.failed(FAILURE_REASONS.get(error.code, "OTHER"))
-        ticket.done()
+        ticket.done(ticket)
 
     def _left_server(self, ticket: Ticket) -> None:
         if ticket.inside != NONE:

@@ -7,7 +7,7 @@ import contextlib
 import ssl
 from collections.abc import Awaitable, Callable
 
-from runtime.kserve import Access
+from runtime.access import Access
 
 LONGEST_REQUEST = 8192
 PATIENCE_S = 5.0
@@ -63,8 +63,8 @@ class HttpApi:
         if path == "/v2/health/ready":
             return ("200 OK" if self._ready() else "503 Service Unavailable"), text, b""
         if path == "/metrics":
-            headers = [(name.lower(), value.strip()) for name, _, value in (line.partition(":") for line in rest)]
-            if not self._access.allows(headers):
+            headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in rest)}
+            if not self._access.allows(headers.get("authorization", "").encode("latin-1")):
                 return "401 Unauthorized", text, b"a bearer token is needed\n"
             return "200 OK", "text/plain; version=0.0.4; charset=utf-8", await self._metrics()
         return "404 Not Found", text, b"there are /v2/health/live, /v2/health/ready and /metrics\n"

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import hmac
 import struct
 import time
-from _thread import allocate_lock
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, NoReturn
 
-import grpc
 import numpy as np
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 from preba import __version__
-from runtime.front_end import FrontEnd, RequestError, ServedModel, Ticket
+from runtime.calls import Call, Method
+from runtime.errors import RequestError
+from runtime.front_end import FrontEnd, ServedModel, Ticket
 from runtime.triton.models.mark import MARK
 
 SERVICE = "inference.GRPCInferenceService"
@@ -35,114 +32,67 @@ TENSOR_FLOATS = 4
 """Elements of a request's INPUT where nothing is preprocessed."""
 
 
-@dataclass(frozen=True)
-class Access:
-    """Who may ask.
-
-    Attributes
-    ----------
-    token : str or None
-        A bearer token every call must carry.
-    """
-
-    token: str | None = None
-
-    def allows(self, metadata: Sequence[tuple[str, str | bytes]]) -> bool:
-        """Whether a call's metadata entitle it."""
-        if self.token is None:
-            return True
-        wanted = f"Bearer {self.token}".encode()
-        given = dict(metadata).get("authorization", "")
-        return hmac.compare_digest(given.encode() if isinstance(given, str) else given, wanted)
-
-
-class KServe(grpc.GenericRpcHandler):
+class KServe:
     """Answers the calls of the service.
-
-    The calls come in threads of gRPC's (its asyncio server takes three times the time a call); each waits here while
-    the front end's loop has its request.
 
     Parameters
     ----------
     front_end : FrontEnd
-    loop : asyncio.AbstractEventLoop
-        The front end's.
-    access : Access
     """
 
-    def __init__(self, front_end: FrontEnd, loop: asyncio.AbstractEventLoop, access: Access) -> None:
+    def __init__(self, front_end: FrontEnd) -> None:
         self._front_end = front_end
-        self._loop = loop
-        self._access = access
-        self._handlers = {
-            f"/{SERVICE}/{name}": grpc.unary_unary_rpc_method_handler(
-                self._guarded(action),
-                request_deserializer=getattr(service_pb2, f"{name}Request").FromString,
-                response_serializer=getattr(service_pb2, f"{name}Response").SerializeToString,
-            )
-            for name, action in {
-                "ServerLive": self._server_live,
-                "ServerReady": self._server_ready,
-                "ModelReady": self._model_ready,
-                "ServerMetadata": self._server_metadata,
-                "ModelMetadata": self._model_metadata,
-                "ModelConfig": self._model_config,
-                "ModelStatistics": self._model_statistics,
-                "RepositoryIndex": self._repository_index,
-                "ModelInfer": self._infer,
-            }.items()
+
+    def methods(self) -> dict[str, Method]:
+        """What can be called, by path."""
+        at_once: dict[str, Callable[[Any], Any]] = {
+            "ServerLive": self._server_live,
+            "ServerReady": self._server_ready,
+            "ModelReady": self._model_ready,
+            "ServerMetadata": self._server_metadata,
+            "ModelMetadata": self._model_metadata,
+            "ModelConfig": self._model_config,
+            "ModelStatistics": self._model_statistics,
+            "RepositoryIndex": self._repository_index,
+        }
+        handlers = {name: _answered(action) for name, action in at_once.items()} | {"ModelInfer": self._infer}
+        return {
+            f"/{SERVICE}/{name}": Method(getattr(service_pb2, f"{name}Request").FromString, handle)
+            for name, handle in handlers.items()
         }
 
-    def service(self, details: Any) -> Any:  # noqa: ANN401 - grpc's
-        """Finds the handler of a call; ``None`` for one that is not there."""
-        return self._handlers.get(details.method)
-
-    def _guarded(
-        self, action: Callable[[Any, grpc.ServicerContext], Any]
-    ) -> Callable[[Any, grpc.ServicerContext], Any]:
-        if self._access.token is None:
-            return action
-
-        def guarded(request: Any, context: grpc.ServicerContext) -> Any:  # noqa: ANN401 - messages
-            if not self._access.allows(tuple(context.invocation_metadata() or ())):
-                context.abort(grpc.StatusCode.UNAUTHENTICATED, "a bearer token is needed")
-            return action(request, context)
-
-        return guarded
-
-    def _known(self, name: str, context: Any) -> ServedModel:  # noqa: ANN401 - grpc's
+    def _known(self, name: str) -> ServedModel:
         model = self._front_end.models.get(name)
         if model is None:
             known = ", ".join(self._front_end.models)
-            context.abort(grpc.StatusCode.NOT_FOUND, f"unknown model {name!r}; known: {known}")
-            raise AssertionError  # abort raises
+            raise RequestError("NOT_FOUND", f"unknown model {name!r}; known: {known}")
         return model
 
     # -- what is there -----------------------------------------------------------------------------------------------
 
-    def _server_live(self, _: Any, __: Any) -> Any:  # noqa: ANN401 - messages
+    def _server_live(self, _: Any) -> Any:  # noqa: ANN401 - messages
         return service_pb2.ServerLiveResponse(live=True)
 
-    def _server_ready(self, _: Any, __: Any) -> Any:  # noqa: ANN401 - messages
+    def _server_ready(self, _: Any) -> Any:  # noqa: ANN401 - messages
         return service_pb2.ServerReadyResponse(ready=self._front_end.ready)
 
-    def _model_ready(self, request: Any, context: Any) -> Any:  # noqa: ANN401 - messages
-        self._known(request.name, context)
+    def _model_ready(self, request: Any) -> Any:  # noqa: ANN401 - messages
+        self._known(request.name)
         return service_pb2.ModelReadyResponse(ready=self._front_end.model_ready(request.name))
 
-    def _server_metadata(self, _: Any, __: Any) -> Any:  # noqa: ANN401 - messages
+    def _server_metadata(self, _: Any) -> Any:  # noqa: ANN401 - messages
         return service_pb2.ServerMetadataResponse(name="preba", version=__version__, extensions=EXTENSIONS)
 
-    def _model_metadata(self, request: Any, context: Any) -> Any:  # noqa: ANN401 - messages
-        model = self._known(request.name, context)
+    def _model_metadata(self, request: Any) -> Any:  # noqa: ANN401 - messages
+        model = self._known(request.name)
         answer = service_pb2.ModelMetadataResponse(name=model.name, versions=[VERSION], platform="preba")
         datatype, shape = ("BYTES", [1]) if model.takes_files else ("FP32", [-1, TENSOR_FLOATS])
         answer.inputs.add(name="INPUT", datatype=datatype, shape=shape)
         answer.outputs.add(name="OUTPUT", datatype="FP32", shape=[-1, -1])
         return answer
 
-    def _model_config(self, request: Any, context: Any) -> Any:  # noqa: ANN401 - messages
-        model = self._known(request.name, context)
+    def _model_config(self, request: Any) -> Any:  # noqa: ANN401 - messages
+        model = self._known(request.name)
         config = model_config_pb2.ModelConfig(name=model.name, platform="preba")
         if model.takes_files:
             config.input.add(name="INPUT", data_type=model_config_pb2.TYPE_STRING, dims=[1])
@@ -152,18 +102,18 @@ class KServe(grpc.GenericRpcHandler):
         config.output.add(name="OUTPUT", data_type=model_config_pb2.TYPE_FP32, dims=[-1])
         return service_pb2.ModelConfigResponse(config=config)
 
-    def _repository_index(self, _: Any, __: Any) -> Any:  # noqa: ANN401 - messages
+    def _repository_index(self, _: Any) -> Any:  # noqa: ANN401 - messages
         answer = service_pb2.RepositoryIndexResponse()
         for name in self._front_end.models:
             state = "READY" if self._front_end.model_ready(name) else "UNAVAILABLE"
             answer.models.add(name=name, version=VERSION, state=state)
         return answer
 
-    def _model_statistics(self, request: Any, context: Any) -> Any:  # noqa: ANN401 - messages
+    def _model_statistics(self, request: Any) -> Any:  # noqa: ANN401 - messages
         names = [request.name] if request.name else list(self._front_end.models)
         answer = service_pb2.ModelStatisticsResponse()
         for name in names:
-            model = self._known(name, context)
+            model = self._known(name)
             counters = model.counters
             entry = answer.model_stats.add(
                 name=name, version=VERSION, inference_count=counters.inferences, execution_count=counters.executions
@@ -186,26 +136,14 @@ class KServe(grpc.GenericRpcHandler):
 
     # -- inference ---------------------------------------------------------------------------------------------------
 
-    def _infer(self, request: Any, context: Any) -> Any:  # noqa: ANN401 - messages
-        model = self._known(request.model_name, context)
-        try:
-            ticket = self._served(model, request, context)
-        except RequestError as error:
-            context.abort(grpc.StatusCode[error.code], str(error))
-        response = service_pb2.ModelInferResponse(model_name=model.name, model_version=VERSION, id=request.id)
-        output = response.outputs.add(name="OUTPUT", datatype="FP32")
-        output.shape[:] = ticket.output_shape
-        response.raw_output_contents.append(ticket.output)
-        parameters = response.parameters
-        for name in STAGES:
-            value = getattr(ticket, name)
-            if value > 0 or not name.endswith("_ns"):
-                parameters[name].int64_param = value
-        parameters["sent_ns"].int64_param = time.monotonic_ns()
-        return response
-
-    def _served(self, model: ServedModel, request: Any, context: grpc.ServicerContext) -> Ticket:  # noqa: ANN401 - a message
+    def _infer(self, request: Any, call: Call) -> None:  # noqa: ANN401 - a message
         received_ns = time.monotonic_ns()
+        ticket = self._ticket(request, received_ns, lambda ticket: _reply(call, ticket, request.id))
+        call.cancelled = lambda: self._front_end.abandon(ticket)
+        self._front_end.submit(ticket)
+
+    def _ticket(self, request: Any, received_ns: int, done: Callable[[Ticket], None]) -> Ticket:  # noqa: ANN401 - a message
+        model = self._known(request.model_name)
         given = request.parameters
         audio_ns = given["audio_ns"].int64_param if "audio_ns" in given else 0
         factor = given["execution_factor"].double_param if "execution_factor" in given else 1.0
@@ -228,11 +166,9 @@ class KServe(grpc.GenericRpcHandler):
                 _refuse(f"a batch of {len(rows)} does not fit model {model.name!r}, which takes up to {limit}")
         else:
             _one_file(request)  # nothing is preprocessed: only its length counts, which comes as a parameter
-        gate = allocate_lock()
-        gate.acquire()
-        ticket = Ticket(
+        return Ticket(
             model,
-            gate.release,
+            done,
             content=content,
             rows=rows,
             audio_ns=audio_ns,
@@ -242,14 +178,29 @@ class KServe(grpc.GenericRpcHandler):
             timeout_ns=given["timeout"].int64_param * 1000 if "timeout" in given else 0,
             received_ns=received_ns,
         )
-        submitted = self._loop.call_soon_threadsafe
-        submitted(self._front_end.submit, ticket)
-        if not context.add_callback(lambda: submitted(self._front_end.abandon, ticket)):
-            submitted(self._front_end.abandon, ticket)  # its client is gone already
-        gate.acquire()  # an abandoned request opens it, too
-        if ticket.error is not None:
-            raise ticket.error
-        return ticket
+
+
+def _answered(action: Callable[[Any], Any]) -> Callable[[Any, Call], None]:
+    """A handler that answers at once."""
+    return lambda request, call: call.answer(action(request))
+
+
+def _reply(call: Call, ticket: Ticket, request_id: str) -> None:
+    """Sends what became of a request."""
+    if ticket.error is not None:
+        call.fail(ticket.error)
+        return
+    response = service_pb2.ModelInferResponse(model_name=ticket.model.name, model_version=VERSION, id=request_id)
+    output = response.outputs.add(name="OUTPUT", datatype="FP32")
+    output.shape[:] = ticket.output_shape
+    response.raw_output_contents.append(ticket.output)
+    parameters = response.parameters
+    for name in STAGES:
+        value = getattr(ticket, name)
+        if value > 0 or not name.endswith("_ns"):
+            parameters[name].int64_param = value
+    parameters["sent_ns"].int64_param = time.monotonic_ns()
+    call.answer(response)
 
 
 def _refuse(message: str) -> NoReturn:

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
-import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 
 from preba.errors import MissingFileError, ServerError, UnsupportedError
 from preba.scenario.live import EmulatedSlices
 from preba.scenario.resolve import ResolvedScenario
 from preba.serving import plan_servers
+from runtime.access import Access
+from runtime.calls import Service, serve_calls
 from runtime.decisions import DecisionLog
-from runtime.envoy import Backend, Envoy, EnvoyPlan
+from runtime.envoy import Envoy
+from runtime.envoy_config import Backend, Door, ToSlices, ToSocket
 from runtime.front_end import FrontEnd, ServedModel
 from runtime.http_api import HttpApi
-from runtime.kserve import Access, KServe
+from runtime.kserve import KServe
 from runtime.metrics import render
 from runtime.native import SlicesBehindEnvoy
 from runtime.placement import is_native, longest_audio_ns, place_preprocessing, place_slice, slowest_table, worker_count
@@ -36,8 +37,6 @@ MEBI = 1 << 20
 SPARE_CALLS = 32
 """Calls beyond the requests inside that are answered, if only with a refusal."""
 STOP_S = 0.5
-SWITCH_S = 0.0005
-"""How long a call's thread may keep the loop waiting."""
 
 
 @dataclass(frozen=True)
@@ -61,31 +60,50 @@ class Listen:
     certificate: Path | None = None
     key: Path | None = None
 
-    def tls(self) -> ssl.SSLContext | None:
-        """The same for what is not gRPC."""
-        if self.certificate is None or self.key is None:
-            return None
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(self.certificate, self.key)
-        return context
+    def check_free(self) -> None:
+        """Tries both addresses, before anything is started for them.
 
-    def credentials(self) -> grpc.ServerCredentials | None:
+        Raises
+        ------
+        ServerError
+            Somebody listens there already, or nobody may.
+        """
+        host = "127.0.0.1" if self.host == "localhost" else self.host
+        for port, option in ((self.grpc_port, "--grpc-port"), (self.http_port, "--http-port")):
+            with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((host, port))
+                except OSError as error:
+                    raise ServerError(
+                        f"{self.host}:{port}: cannot listen there ({error.strerror}); {option} chooses another"
+                    ) from error
+
+    def tls(self) -> ssl.SSLContext | None:
         """TLS, if a certificate is given.
 
         Raises
         ------
         MissingFileError
-            One of the files is not there.
+            One of the files cannot be read.
+        ServerError
+            They are no certificate and its key.
         """
         if self.certificate is None or self.key is None:
             return None
-        contents = []
-        for path in (self.key, self.certificate):
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        for path in (self.certificate, self.key):
             try:
-                contents.append(path.read_bytes())
+                path.read_bytes()
             except OSError as error:
                 raise MissingFileError(f"{path}: cannot be read: {error.strerror}") from error
-        return grpc.ssl_server_credentials([(contents[0], contents[1])])
+        try:
+            context.load_cert_chain(self.certificate, self.key)
+        except ssl.SSLError as error:
+            raise ServerError(
+                f"{self.certificate}, {self.key}: are no certificate and its key ({error.reason or error})"
+            ) from error
+        return context
 
 
 class LiveServer:
@@ -108,6 +126,7 @@ class LiveServer:
 
     front_end: FrontEnd | None = None
     _envoy: Envoy | None = None
+    _tls: ssl.SSLContext | None = None
 
     def __init__(self, resolved: ResolvedScenario, listen: Listen, *, decisions: Path | None = None) -> None:
         self.resolved = resolved
@@ -129,8 +148,8 @@ class LiveServer:
         await self._stack.aclose()
 
     async def _start(self) -> None:
-        sys.setswitchinterval(SWITCH_S)
-        credentials = self.listen.credentials()
+        self.listen.check_free()
+        self._tls = self.listen.tls()
         if self.resolved.scenario.events:
             event = self.resolved.scenario.events[0]
             raise UnsupportedError(
@@ -193,7 +212,7 @@ class LiveServer:
             random=np.random.default_rng(scenario.seed).random,
         )
         self._stack.callback(self.front_end.close)
-        await self._listen(self.front_end, credentials)
+        await self._listen(self.front_end)
 
     async def _stop_slices(self) -> None:
         """Stops all slices at once."""
@@ -201,66 +220,50 @@ class LiveServer:
 
     async def _balance(self) -> None:
         """Puts Envoy in front of servers that batch for themselves."""
-        listen = self.listen
         backends = []
         for one in self.slices.values():
             if isinstance(one, NullSlice):
                 raise UnsupportedError("scenario.live.slices.null: works with the front end only, not behind Envoy")
             backends.append(Backend(one.triton.grpc_port, one.triton.http_port))
-        self.grpc_port = listen.grpc_port or free_ports(1)[0]
         scenario = self.resolved.scenario
-        envoy = Envoy(
-            self.workplace,
-            EnvoyPlan(
-                host=listen.host,
-                port=self.grpc_port,
-                message_bytes_max=int(scenario.live.payload_max_mib * MEBI),
-                retry=scenario.server.on_slice_loss == "retry",
-                backends=backends,
-                balancer=self.resolved.scenario.server.balancer,
-                requests_max=self.resolved.scenario.live.requests_max,
-                token=listen.access.token,
-                certificate=listen.certificate,
-                key=listen.key,
-            ),
+        way = ToSlices(
+            backends=backends,
+            balancer=scenario.server.balancer,
+            token=self.listen.access.token,
+            message_bytes_max=int(scenario.live.payload_max_mib * MEBI),
+            retry=scenario.server.on_slice_loss == "retry",
         )
-        self._stack.push_async_callback(envoy.stop)
-        await envoy.start()
-        await envoy.ready(scenario.live.ready_timeout_s)
-        self._envoy = envoy
+        self._envoy = self._door(way, scenario.live.requests_max)
+        await self._envoy.start()
+        await self._envoy.ready(scenario.live.ready_timeout_s)
         behind = SlicesBehindEnvoy(self.slices)
-        await self._listen_http(HttpApi(lambda: behind.ready, behind.metrics, listen.access))
+        await self._listen_http(HttpApi(lambda: behind.ready, behind.metrics, self.listen.access))
 
-    async def _listen(self, front_end: FrontEnd, credentials: grpc.ServerCredentials | None) -> None:
-        listen, live = self.listen, self.resolved.scenario.live
-        server = grpc.server(
-            # One thread per call: it waits there for its answer. Beyond them calls are refused at once.
-            ThreadPoolExecutor(live.requests_max + SPARE_CALLS, "call"),
-            options=(
-                ("grpc.max_receive_message_length", int(live.payload_max_mib * MEBI)),
-                ("grpc.max_send_message_length", -1),
-                ("grpc.so_reuseport", 0),
-            ),
-            maximum_concurrent_rpcs=live.requests_max + SPARE_CALLS,
-        )
-        server.add_generic_rpc_handlers((KServe(front_end, asyncio.get_running_loop(), listen.access),))
-        host = f"[{listen.host}]" if ":" in listen.host else listen.host
-        address = f"{host}:{listen.grpc_port}"
-        try:
-            if credentials is None:
-                self.grpc_port = server.add_insecure_port(address)
-            else:
-                self.grpc_port = server.add_secure_port(address, credentials)
-        except RuntimeError as error:
-            raise ServerError(f"{address}: cannot listen there; --grpc-port chooses another") from error
-        server.start()
-        self._stack.push_async_callback(_stopped, server)
-        await self._listen_http(HttpApi(lambda: front_end.ready, lambda: _rendered(front_end), listen.access))
+    def _door(self, way: ToSlices | ToSocket, requests_max: int) -> Envoy:
+        """What clients connect to; it is stopped when everything is."""
+        listen = self.listen
+        self.grpc_port = listen.grpc_port or free_ports(1)[0]
+        door = Door(listen.host, self.grpc_port, requests_max, listen.certificate, listen.key)
+        envoy = Envoy(self.workplace, door, way)
+        self._stack.push_async_callback(envoy.stop)
+        return envoy
+
+    async def _listen(self, front_end: FrontEnd) -> None:
+        live = self.resolved.scenario.live
+        path = self.workplace.folder / "front-end"
+        calls_max = live.requests_max + SPARE_CALLS
+        service = Service(KServe(front_end).methods(), self.listen.access, int(live.payload_max_mib * MEBI))
+        calls = await serve_calls(path, service, calls_max)
+        self._stack.callback(calls.close)
+        self._envoy = self._door(ToSocket(path), calls_max)
+        await self._envoy.start()
+        await self._envoy.ready(live.ready_timeout_s)
+        await self._listen_http(HttpApi(lambda: front_end.ready, lambda: _rendered(front_end), self.listen.access))
 
     async def _listen_http(self, api: HttpApi) -> None:
         listen = self.listen
         try:
-            http = await api.serve(listen.host, listen.http_port, listen.tls())
+            http = await api.serve(listen.host, listen.http_port, self._tls)
         except OSError as error:
             where = f"{listen.host}:{listen.http_port}"
             raise ServerError(
@@ -271,18 +274,17 @@ class LiveServer:
 
     async def drain(self) -> int:
         """Takes in nothing more and lets what is inside finish; returns how many requests were given up."""
+        timeout_s = self.resolved.scenario.live.drain_timeout_s
         if self.front_end is None:
-            return 0 if self._envoy is None else await self._envoy.drain(self.resolved.scenario.live.drain_timeout_s)
-        return await self.front_end.drain(self.resolved.scenario.live.drain_timeout_s)
+            return 0 if self._envoy is None else await self._envoy.drain(timeout_s)
+        given_up = await self.front_end.drain(timeout_s)
+        if self._envoy is not None:
+            await self._envoy.drain(STOP_S)  # the last answers leave
+        return given_up
 
 
 async def _rendered(front_end: FrontEnd) -> bytes:
     return render(front_end)
-
-
-async def _stopped(server: grpc.Server) -> None:
-    """Stops a server without holding up the loop that its calls wait for."""
-    await asyncio.to_thread(server.stop(STOP_S).wait)
 
 
 async def _all(starting: Sequence[Any]) -> None:

@@ -15,7 +15,7 @@ import typer
 
 from preba.scenario.load import errors_located, load_scenario
 from preba.scenario.resolve import ResolvedScenario, resolve
-from runtime.kserve import Access
+from runtime.access import Access
 from runtime.serve import Listen, LiveServer
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

