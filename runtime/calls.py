@@ -72,12 +72,14 @@ class Call:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.call = None
+            self.cancelled = _nobody_cares  # which knows the request, which knows the call: no garbage to search for
         return connection
 
     def lost(self) -> None:
         """The client is gone."""
+        cancelled = self.cancelled
         if self._leave() is not None:
-            self.cancelled()
+            cancelled()
 
 
 @dataclass(frozen=True)

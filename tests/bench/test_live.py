@@ -6,6 +6,7 @@ Run by ``make bench``; ``PREBA_SOAK_S`` sets how long the soak lasts (600 s unle
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import resource
 import time
@@ -74,14 +75,24 @@ def test_front_end_beside_triton(toy: Any, tmp_path: Path) -> None:
                       f"p99 {np.percentile(latency_ms, 99):6.2f} ms")  # fmt: skip
         print(f"rate of the front end over Triton's: {best['front end, null slices'] / best['Triton directly']:.0%}")
         half = 0.5 * min(best.values())
-        for name, port in rows.items():
-            times = poisson(half, 5.0)
-            played = send(port, [tensor_request("toy")] * len(times), times)
-            p50, p99 = np.percentile(played.latency_ms, [50, 99])
-            print(
-                f"half load ({half:.0f} req/s)  {name:24} p50 {p50:6.2f} ms  p99 {p99:6.2f} ms"
-                f"  errors {dict(played.errors)}"
-            )
+        middle = {}
+        gc.collect()
+        gc.freeze()
+        gc.disable()  # a search for garbage in this client, of some 20 ms, would be the 99th percentile
+        turns = {name: [] for name in rows}  # type: dict[str, list[tuple[float, float]]]
+        for turn in range(5):
+            times = poisson(half, 5.0, seed=turn)
+            for name, port in rows.items():
+                played = send(port, [tensor_request("toy")] * len(times), times)
+                assert not played.errors
+                turns[name].append(tuple(np.percentile(played.latency_ms, [50, 99])))
+        gc.enable()
+        gc.unfreeze()
+        for name, found in turns.items():
+            p50, p99 = middle[name] = np.median(found, axis=0)
+            print(f"half load ({half:.0f} req/s)  {name:24} p50 {p50:6.2f} ms  p99 {p99:6.2f} ms (medians of 5 runs)")
+        p50, p99 = middle["front end, null slices"] - middle["Triton directly"]
+        print(f"added by the front end: p50 {p50:+.2f} ms, p99 {p99:+.2f} ms")
 
 
 def test_soak(toy: Any, tmp_path: Path) -> None:
