@@ -34,7 +34,7 @@ from runtime.slices import AnySlice, NullSlice
 from runtime.triton.install import find_triton
 
 MEBI = 1 << 20
-SPARE_CALLS = 32
+SPARE_CALLS = 512
 """Calls beyond the requests inside that are answered, if only with a refusal."""
 STOP_S = 0.5
 
