@@ -50,7 +50,7 @@ class Wakeup:
             return "Triton's batcher thread: too few requests met an idle slice to see how long it takes to wake up"
         return (
             f"Triton's batcher thread takes {self.us:.0f} us to wake up ({self.pairs} requests that came within 3 ms "
-            "after one that met an idle slice: how many of them joined its batch)"
+            "after it was notified or a delay was over, with an idle slice: how many of them joined the batch)"
         )
 
 
@@ -134,7 +134,7 @@ def wakeup(resolved: ResolvedScenario, records: Records) -> Wakeup:
     """Measures the batcher thread's wake-up.
 
     A request that meets an idle instance wakes the batcher, at once or at the end of the delay. The chance that the
-    next request still joins its batch, integrated over how much later that one comes, is the mean time it takes.
+    first request after that still joins its batch, integrated over how much later it comes, is the mean time it takes.
     """
     batcher = resolved.models[0].config.batcher
     if not isinstance(batcher, TritonBatcher) or not batcher.dynamic_batching or batcher.max_batch_size < 2:
@@ -144,9 +144,13 @@ def wakeup(resolved: ResolvedScenario, records: Records) -> Wakeup:
     after: list[NDArray[np.int64]] = []
     joined: list[NDArray[np.bool_]] = []
     for mine, instances in per_server(resolved, records):
-        kept = idle_heads(mine, instances, early)[:-1]
-        after.append(np.diff(mine.issued_ns)[kept] - from_ns)
-        joined.append((mine.batch_id[1:] == mine.batch_id[:-1])[kept])
+        heads = np.flatnonzero(idle_heads(mine, instances, early))
+        at_ns = np.maximum.accumulate(mine.issued_ns)
+        due_ns = mine.issued_ns[heads] + from_ns
+        first = np.maximum(np.searchsorted(at_ns, due_ns, side="right"), heads + 1)
+        heads, due_ns, first = (found[first < len(mine)] for found in (heads, due_ns, first))
+        after.append(mine.issued_ns[first] - due_ns)
+        joined.append(mine.batch_id[first] == mine.batch_id[heads])
     late_ns, same = np.concatenate(after), np.concatenate(joined)
     inside = (late_ns >= 0) & (late_ns < WINDOW_NS)
     if inside.sum() < PAIRS_MIN:

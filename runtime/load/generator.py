@@ -1,13 +1,15 @@
 """The schedule: sends each request of a trace at its time, whatever became of the ones before, and notes what happens.
 
-One thread keeps the schedule and sends; answers come in gRPC's threads. In a closed loop an answer schedules the next
-request of its model. No request is ever skipped or put off because others are slow.
+Everything happens in one event loop, woken for each request by a timer of the kernel: threads that wait for one another
+cost twice the time a call, and on a machine that the server shares it would be measured with it. In a closed loop an
+answer schedules the next request of its model. No request is ever skipped or put off because others are slow.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import heapq
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -21,10 +23,10 @@ from tritonclient.grpc import service_pb2 as pb
 from preba.batching.state import PENDING, REFUSED_QUEUE_FULL, SERVED
 from preba.records import empty_columns
 from preba.trace import Trace
+from runtime.alarm import Alarm
 from runtime.load.wire import INFER, TIMES, Messages, outcome_of, read_answer
 
-SPIN_NS = 150_000
-"""The last part of a wait is spent in short sleeps: a sleep ends late, never early."""
+REPORT_S = 0.2
 Progress = Callable[[int, int], None]
 
 
@@ -60,8 +62,8 @@ class Generator:
     trace : Trace
     messages : sequence of Messages
         Per model.
-    channels : sequence of grpc.Channel
-        Taken in turns.
+    connect : callable
+        Opens the connections, which are taken in turns; called in the generator's own event loop.
     timeout_s : float, optional
         Deadline of each call.
     in_flight_max : int
@@ -74,7 +76,7 @@ class Generator:
         self,
         trace: Trace,
         messages: Sequence[Messages],
-        channels: Sequence[grpc.Channel],
+        connect: Callable[[], Sequence[grpc.aio.Channel]],
         *,
         timeout_s: float | None = None,
         in_flight_max: int = 20_000,
@@ -82,14 +84,8 @@ class Generator:
     ) -> None:
         self._trace = trace
         self._messages = messages
-        self._calls = [
-            channel.unary_unary(
-                INFER,
-                request_serializer=pb.ModelInferRequest.SerializeToString,
-                response_deserializer=pb.ModelInferResponse.FromString,
-            )
-            for channel in channels
-        ]
+        self._connect = connect
+        self._calls: list[Any] = []
         self._timeout_s = timeout_s
         self._in_flight_max = in_flight_max
         self._metadata = tuple(metadata)
@@ -102,41 +98,62 @@ class Generator:
             if name not in columns:
                 columns[name] = np.full(count, -1, dtype=np.int64)
         self.observed = Observed(columns, 0)
-        self._lock = threading.Condition()
         self._queue: list[tuple[int, int]] = []
         self._closed: dict[int, deque[int]] = {}
-        self._in_flight = 0
+        self._ready: tuple[int, pb.ModelInferRequest] | None = None
+        self._turn = 0
+        self._waiting: set[asyncio.Task[None]] = set()
         self._done = 0
-        self._stopped = False
+        self._all_done = asyncio.Event()
 
     def play(self, progress: Progress | None = None) -> Observed:
         """Sends everything and waits for every answer; an interrupt ends it early and keeps what is done."""
         trace = self._trace
         closed = [count or 0 for count in trace.outstanding]
-        open_rows = [row for row in range(len(trace)) if closed[trace.model_index[row]] == 0]
+        for row in range(len(trace)):
+            if closed[trace.model_index[row]] == 0:
+                self._queue.append((int(trace.scheduled_ns[row]), row))
         for model, outstanding in enumerate(closed):
             if outstanding:
                 self._closed[model] = deque(int(row) for row in np.flatnonzero(trace.model_index == model))
                 for _ in range(outstanding):
                     self._next_closed(model, 0)
-        for row in open_rows:
-            self._queue.append((int(trace.scheduled_ns[row]), row))
         heapq.heapify(self._queue)
-        self.observed.started_ns = time.monotonic_ns()
         try:
-            self._send_all(progress)
-            with self._lock:
-                while self._in_flight:
-                    self._lock.wait(0.2)
-                    self._report(progress)
+            asyncio.run(self._play(progress))
         except KeyboardInterrupt:
-            self._stopped = True
             self.observed.cut_short = True
         return self.observed
 
-    def _report(self, progress: Progress | None) -> None:
-        if progress is not None:
-            progress(self._done, len(self._trace))
+    async def _play(self, progress: Progress | None) -> None:
+        channels = self._connect()
+        try:
+            for channel in channels:
+                await channel.channel_ready()
+            self._calls = [
+                channel.unary_unary(
+                    INFER,
+                    request_serializer=pb.ModelInferRequest.SerializeToString,
+                    response_deserializer=pb.ModelInferResponse.FromString,
+                )
+                for channel in channels
+            ]
+            self._alarm = Alarm(asyncio.get_running_loop(), self._send_due)
+            self.observed.started_ns = time.monotonic_ns()
+            self._prepare()
+            self._send_due()
+            while not self._finished():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._all_done.wait(), REPORT_S)
+                if progress is not None:
+                    progress(self._done, len(self._trace))
+            self._alarm.close()
+        finally:
+            for channel in channels:
+                await channel.close()
+
+    def _finished(self) -> bool:
+        return not self._queue and not self._waiting
 
     def _next_closed(self, model: int, not_before_ns: int) -> None:
         """A client of a closed loop sends its next request after its think time."""
@@ -145,76 +162,76 @@ class Generator:
             row = rows.popleft()
             heapq.heappush(self._queue, (not_before_ns + int(self._trace.think_ns[row]), row))
 
-    def _send_all(self, progress: Progress | None) -> None:
-        turn = 0
-        while True:
-            with self._lock:
-                while not self._queue:
-                    if self._in_flight == 0 or not any(self._closed.values()):
-                        return
-                    self._lock.wait(0.2)
-                due_ns, row = self._queue[0]
-                wait_ns = self.observed.started_ns + due_ns - time.monotonic_ns()
-                if wait_ns > 2_000_000 and self._closed:
-                    self._lock.wait((wait_ns - 1_000_000) / 1e9)  # an answer may schedule something earlier meanwhile
-                    continue
-                heapq.heappop(self._queue)
-            request = self._messages[int(self._trace.model_index[row])].request(row)  # made before its time has come
-            _sleep_until(self.observed.started_ns + due_ns)
-            self._send(row, due_ns, request, self._calls[turn % len(self._calls)])
-            turn += 1
-            if turn % 500 == 0:
-                self._report(progress)
+    def _prepare(self) -> None:
+        """Makes the next message before its time has come."""
+        if self._queue:
+            row = self._queue[0][1]
+            if self._ready is None or self._ready[0] != row:
+                self._ready = (row, self._messages[int(self._trace.model_index[row])].request(row))
 
-    def _send(self, row: int, due_ns: int, request: pb.ModelInferRequest, call: Any) -> None:  # noqa: ANN401 - grpc's
+    def _send_due(self) -> None:
+        """Sends everything whose time has come and sets the alarm for the next."""
+        while self._queue:
+            due_ns, row = self._queue[0]
+            if self.observed.started_ns + due_ns > time.monotonic_ns():
+                break
+            self._prepare()
+            heapq.heappop(self._queue)
+            self._send(row, due_ns)
+        self._prepare()
+        self._alarm.set(self.observed.started_ns + self._queue[0][0] if self._queue else None)
+
+    def _send(self, row: int, due_ns: int) -> None:
         columns = self.observed.columns
-        columns["scheduled_ns"][row] = due_ns
-        with self._lock:
-            full = self._in_flight >= self._in_flight_max
-            self._in_flight += 0 if full else 1
         issued_ns = time.monotonic_ns() - self.observed.started_ns
+        columns["scheduled_ns"][row] = due_ns
         columns["issued_ns"][row] = issued_ns
         columns["attempts"][row] = 1
-        if full:
+        if len(self._waiting) >= self._in_flight_max:
             self.observed.unsent += 1
             columns["outcome"][row] = REFUSED_QUEUE_FULL
             columns["completed_ns"][row] = issued_ns
             self._done += 1
             return
-        future = call.future(request, timeout=self._timeout_s, metadata=self._metadata, wait_for_ready=False)
-        future.add_done_callback(lambda done: self._answered(row, done))
+        assert self._ready is not None  # noqa: S101 - made just before
+        call = self._calls[self._turn % len(self._calls)](
+            self._ready[1], timeout=self._timeout_s, metadata=self._metadata, wait_for_ready=False
+        )
+        self._turn += 1
+        task = asyncio.ensure_future(self._await(row, call))
+        self._waiting.add(task)
+        task.add_done_callback(self._left)
 
-    def _answered(self, row: int, done: Any) -> None:  # noqa: ANN401 - grpc's
-        completed_ns = time.monotonic_ns() - self.observed.started_ns
+    def _left(self, task: asyncio.Task[None]) -> None:
+        self._waiting.discard(task)
+        if self._finished():
+            self._all_done.set()
+
+    async def _await(self, row: int, call: Any) -> None:  # noqa: ANN401 - grpc's
+        """Notes the answer of one request."""
+        outcome = SERVED
         columns = self.observed.columns
-        outcome, pause_ns = SERVED, 0
         try:
-            read_answer(done.result(), columns, row)
+            answer = await call
         except grpc.RpcError as error:
+            completed_ns = time.monotonic_ns() - self.observed.started_ns
             outcome = outcome_of(error)
-            with self._lock:
-                self.observed.errors[(error.code().name, (error.details() or "")[:200])] += 1
-        except grpc.FutureCancelledError:
-            outcome = PENDING
+            self.observed.errors[(error.code().name, (error.details() or "")[:200])] += 1
+        except asyncio.CancelledError:
+            columns["completed_ns"][row] = time.monotonic_ns() - self.observed.started_ns
+            columns["outcome"][row] = PENDING
+            raise
+        else:
+            completed_ns = time.monotonic_ns() - self.observed.started_ns
+            read_answer(answer, columns, row)
         columns["completed_ns"][row] = completed_ns
         columns["outcome"][row] = outcome
+        self._done += 1
         model = int(self._trace.model_index[row])
-        if outcome != SERVED:
-            pause_ns = int(self._trace.refusal_backoff_ns[model])
-        with self._lock:
-            self._in_flight -= 1
-            self._done += 1
-            if not self._stopped and model in self._closed:
-                self._next_closed(model, completed_ns + pause_ns)
-            self._lock.notify()
-
-
-def _sleep_until(target_ns: int) -> None:
-    while True:
-        left_ns = target_ns - time.monotonic_ns()
-        if left_ns <= 0:
-            return
-        time.sleep((left_ns - SPIN_NS) / 1e9 if left_ns > 2 * SPIN_NS else min(left_ns, 30_000) / 1e9)
+        if model in self._closed:
+            pause_ns = int(self._trace.refusal_backoff_ns[model]) if outcome != SERVED else 0
+            self._next_closed(model, completed_ns + pause_ns)
+            self._send_due()
 
 
 def lag_figures(columns: Mapping[str, Any]) -> dict[str, float]:

@@ -73,10 +73,17 @@ class Target:
         MissingFileError
             The certificates cannot be read.
         """
+        return self._channels(grpc)
+
+    def connect_in_loop(self) -> list[grpc.aio.Channel]:
+        """Opens connections for the event loop that runs."""
+        return self._channels(grpc.aio)
+
+    def _channels(self, kind: Any) -> list[Any]:  # noqa: ANN401 - grpc or grpc.aio
         host = self.address.rpartition(":")[0]
         options = (*OPTIONS, ("grpc.enable_http_proxy", 0)) if host in LOCAL else OPTIONS
         if self.ca is None and not self.url.startswith("grpcs://"):
-            return [grpc.insecure_channel(self.address, options=options) for _ in range(self.channels)]
+            return [kind.insecure_channel(self.address, options=options) for _ in range(self.channels)]
         roots = None
         if self.ca is not None:
             try:
@@ -84,7 +91,7 @@ class Target:
             except OSError as error:
                 raise MissingFileError(f"--ca {self.ca}: cannot be read: {error.strerror}") from error
         credentials = grpc.ssl_channel_credentials(roots)
-        return [grpc.secure_channel(self.address, credentials, options=options) for _ in range(self.channels)]
+        return [kind.secure_channel(self.address, credentials, options=options) for _ in range(self.channels)]
 
 
 @dataclass(frozen=True)
@@ -149,13 +156,14 @@ def play(
         kinds = [_await_model(channels[0], target, model.config.name) for model in resolved.models]
         messages = [_messages(resolved, trace, index, datatype, payloads) for index, datatype in enumerate(kinds)]
         _warm_up(channels, target, messages, trace, warmup_requests)
-        generator = Generator(
-            trace, messages, channels, timeout_s=timeout_s, in_flight_max=in_flight_max, metadata=target.metadata
-        )
-        observed = generator.play(progress)
     finally:
         for channel in channels:
             channel.close()
+    generator = Generator(
+        trace, messages, target.connect_in_loop, timeout_s=timeout_s, in_flight_max=in_flight_max,
+        metadata=target.metadata,
+    )  # fmt: skip
+    observed = generator.play(progress)
     records = records_of(observed, trace, messages)
     lag = lag_figures(observed.columns)
     result = RunResult(

@@ -89,10 +89,12 @@ def test_slices_that_are_slower_under_load_are_seen(toy: Any) -> None:
     assert slowdown(few, quick, 0, played(few)) == 1.0
 
 
+@pytest.mark.parametrize("delay_us", [0, 5000])
 @pytest.mark.parametrize("wakeup_us", [0, 300, 900])
-def test_wakeup_of_the_batcher_is_seen_in_who_joins_whom(toy: Any, wakeup_us: int) -> None:
+def test_wakeup_of_the_batcher_is_seen_in_who_joins_whom(toy: Any, wakeup_us: int, delay_us: int) -> None:
     """Requests that meet idle slices: the share of successors that join tells how long the batcher takes."""
-    resolved = told(triton(toy, 7, 400.0, requests=20_000), batcher_wakeup_us=wakeup_us)
+    plain = triton(toy, 7, 400.0, requests=20_000, max_queue_delay_us=delay_us)
+    resolved = told(plain, batcher_wakeup_us=wakeup_us)
     records = played(resolved).result.records
     found = wakeup(resolved, records)
     assert found.pairs > 1000
