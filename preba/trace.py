@@ -25,7 +25,7 @@ from preba.errors import TraceError
 from preba.jitter import JitterConfig, NoJitter, draw_factors
 from preba.sizes import SizesConfig, draw_sizes
 from preba.trace_file import read_trace, write_trace
-from preba.trace_table import Request, Trace, merge
+from preba.trace_table import PARTS, Request, Trace, merge, steady_overheads
 from preba.units import ns_from_ms
 
 __all__ = [
@@ -53,6 +53,9 @@ STREAMS = {
     "priority": 5,
     "balancer": 6,
     "think": 7,
+    "frontend_jitter": 8,
+    "turnaround_jitter": 9,
+    "response_jitter": 10,
 }
 """Stream name to its place in the seed's key; a number is never reused, so old seeds keep their meaning."""
 
@@ -66,6 +69,8 @@ class StreamSpec:
     arrivals : ArrivalsConfig
     sizes : SizesConfig
     execution_jitter, preprocess_jitter : JitterConfig
+    overhead_jitters : tuple of JitterConfig, optional
+        Of the way to the batcher, the turnaround and the response.
     batch_units : int
         Batch dimension of every request.
     priority_shares : mapping of int to float, optional
@@ -78,6 +83,7 @@ class StreamSpec:
     sizes: SizesConfig
     execution_jitter: JitterConfig = field(default_factory=lambda: NoJitter(kind="none"))
     preprocess_jitter: JitterConfig = field(default_factory=lambda: NoJitter(kind="none"))
+    overhead_jitters: tuple[JitterConfig, JitterConfig, JitterConfig] | None = None
     batch_units: int = 1
     priority_shares: Mapping[int, float] | None = None
     timeout_ns: int = 0
@@ -271,11 +277,23 @@ def draw_columns(
         timeout_ns=np.full(count, spec.timeout_ns, dtype=np.int64),
         preprocess_factor=draw_factors(spec.preprocess_jitter, rng=rngs["preprocess_jitter"], count=count),
         execution_factor=draw_factors(spec.execution_jitter, rng=rngs["execution_jitter"], count=count),
+        overhead_factor=_draw_overheads(spec, count, rngs),
         balancer_draw=rngs["balancer"].random((count, 2)),
         think_ns=think,
         outstanding=tuple(outstanding),
         refusal_backoff_ns=tuple(backoff),
         seed=seed,
+    )
+
+
+def _draw_overheads(spec: StreamSpec, count: int, rngs: Mapping[str, np.random.Generator]) -> NDArray[np.float64]:
+    if spec.overhead_jitters is None:
+        return steady_overheads(count)
+    return np.column_stack(
+        [
+            draw_factors(jitter, rng=rngs[f"{part}_jitter"], count=count)
+            for part, jitter in zip(PARTS["overhead_factor"], spec.overhead_jitters, strict=True)
+        ]
     )
 
 

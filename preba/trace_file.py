@@ -12,11 +12,10 @@ import pyarrow.parquet as pq
 
 from preba import __version__
 from preba.errors import FormatError, MissingFileError, OutputError, TraceError
-from preba.trace_table import DTYPES, Trace
+from preba.trace_table import DTYPES, PARTS, Trace, steady_overheads
 
 _METADATA = b"preba_trace"
 _FORMAT = 1
-_BALANCER = ("balancer_draw_0", "balancer_draw_1")
 
 
 def write_trace(path: Path, trace: Trace) -> None:
@@ -36,8 +35,10 @@ def write_trace(path: Path, trace: Trace) -> None:
     columns: dict[str, pa.Array[Any]] = {}
     for name in DTYPES:
         column = getattr(trace, name)
-        if name == "balancer_draw":
-            columns.update({part: pa.array(column[:, i]) for i, part in enumerate(_BALANCER)})
+        if name == "overhead_factor" and column.strides[0] == 0:
+            continue  # nothing varies
+        if name in PARTS:
+            columns.update({f"{name}_{part}": pa.array(column[:, i]) for i, part in enumerate(PARTS[name])})
         else:
             columns[name] = pa.array(column)
     metadata = {
@@ -74,8 +75,11 @@ def read_trace(path: Path) -> Trace:
     metadata = _read_metadata(path, (table.schema.metadata or {}).get(_METADATA))
     columns: dict[str, Any] = {}
     for name in DTYPES:
-        if name == "balancer_draw":
-            columns[name] = np.column_stack([_column(path, table, part, name) for part in _BALANCER])
+        parts = [f"{name}_{part}" for part in PARTS.get(name, ())]
+        if name == "overhead_factor" and not set(parts) & set(table.column_names):
+            columns[name] = steady_overheads(table.num_rows)
+        elif parts:
+            columns[name] = np.column_stack([_column(path, table, part, name) for part in parts])
         else:
             columns[name] = _column(path, table, name, name)
     try:

@@ -22,10 +22,13 @@ DTYPES: dict[str, type[np.generic]] = {
     "timeout_ns": np.int64,
     "preprocess_factor": np.float64,
     "execution_factor": np.float64,
+    "overhead_factor": np.float64,
     "balancer_draw": np.float64,
     "think_ns": np.int64,
 }
 """Columns of a trace, in order."""
+PARTS = {"overhead_factor": ("frontend", "turnaround", "response"), "balancer_draw": ("0", "1")}
+"""What the second dimension of a column means, where there is one."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Request:
     timeout_ns: int
     preprocess_factor: float
     execution_factor: float
+    overhead_factor: tuple[float, float, float]
     balancer_draw: tuple[float, float]
     think_ns: int
 
@@ -67,6 +71,9 @@ class Trace:
         Queue timeout sent along; 0 = none.
     preprocess_factor, execution_factor : float64[n]
         Factors on the nominal service times, mean 1.
+    overhead_factor : float64[n, 3]
+        Factors on the overheads of the serving software: the way to the batcher, from the batch that this request
+        comes first in to the next, and the answer. Without any memory (one row for all) where nothing varies.
     balancer_draw : float64[n, 2]
         Uniforms in [0, 1) for balancers that choose at random.
     think_ns : int64[n]
@@ -89,6 +96,7 @@ class Trace:
     timeout_ns: NDArray[np.int64]
     preprocess_factor: NDArray[np.float64]
     execution_factor: NDArray[np.float64]
+    overhead_factor: NDArray[np.float64]
     balancer_draw: NDArray[np.float64]
     think_ns: NDArray[np.int64]
     outstanding: tuple[int | None, ...]
@@ -109,7 +117,7 @@ class Trace:
     def _check_shapes(self) -> None:
         count = len(self.scheduled_ns)
         for name in DTYPES:
-            shape = (count, 2) if name == "balancer_draw" else (count,)
+            shape = (count, len(PARTS[name])) if name in PARTS else (count,)
             if getattr(self, name).shape != shape:
                 raise TraceError(f"trace.{name}: must have shape {shape}, got {getattr(self, name).shape}")
         if len(self.outstanding) != len(self.refusal_backoff_ns):
@@ -162,7 +170,7 @@ class Trace:
     def request(self, index: int) -> Request:
         """One request as a value of plain Python numbers."""
         plain: dict[str, Any] = {name: getattr(self, name)[index].tolist() for name in DTYPES}
-        plain["balancer_draw"] = tuple(plain["balancer_draw"])
+        plain |= {name: tuple(plain[name]) for name in PARTS}
         return Request(request_id=range(len(self))[index], **plain)
 
     def rows(self, start: int, stop: int) -> Trace:
@@ -176,6 +184,11 @@ class Trace:
             and self.refusal_backoff_ns == other.refusal_backoff_ns
             and all(np.array_equal(getattr(self, name), getattr(other, name)) for name in DTYPES)
         )
+
+
+def steady_overheads(count: int) -> NDArray[np.float64]:
+    """Factors of overheads that do not vary, float64[count, 3]: all ones, in the memory of one."""
+    return np.broadcast_to(np.float64(1.0), (count, len(PARTS["overhead_factor"])))
 
 
 def merge(traces: Sequence[Trace]) -> Trace:
@@ -203,11 +216,19 @@ def merge(traces: Sequence[Trace]) -> Trace:
             ):
                 raise TraceError(f"merge: model {index} has different closed loops in two traces")
             outstanding[index], backoff[index] = clients, trace.refusal_backoff_ns[index]
-    columns: dict[str, Any] = {name: np.concatenate([getattr(trace, name) for trace in traces]) for name in DTYPES}
+    steady = not any(trace.overhead_factor.strides[0] for trace in traces)
+    columns: dict[str, Any] = {
+        name: np.concatenate([getattr(trace, name) for trace in traces])
+        for name in DTYPES
+        if not (steady and name == "overhead_factor")
+    }
     order = np.lexsort((columns["model_index"], columns["scheduled_ns"]))
     seeds = {trace.seed for trace in traces}
+    columns = {name: column[order] for name, column in columns.items()}
+    if steady:
+        columns["overhead_factor"] = steady_overheads(len(order))
     return Trace(
-        **{name: column[order] for name, column in columns.items()},
+        **columns,
         outstanding=tuple(outstanding),
         refusal_backoff_ns=tuple(backoff),
         seed=seeds.pop() if len(seeds) == 1 else None,

@@ -85,6 +85,8 @@ class SimModel:
         Whether requests of a lost slice are tried once more.
     frontend_ns, turnaround_ns, turnaround_request_ns, response_ns, response_request_ns : int
         Overheads of the serving software.
+    overheads_vary : bool
+        They are multiplied by the trace's ``overhead_factor``.
     """
 
     trace: Trace
@@ -106,6 +108,7 @@ class SimModel:
     turnaround_request_ns: int
     response_ns: int
     response_request_ns: int
+    overheads_vary: bool
 
 
 def build_model(resolved: ResolvedScenario, trace: Trace, *, audio_lengths: Sequence[Int64] | None = None) -> SimModel:
@@ -160,6 +163,7 @@ def build_model(resolved: ResolvedScenario, trace: Trace, *, audio_lengths: Sequ
         turnaround_request_ns=ns_from_us(overheads.turnaround_request_us),
         response_ns=ns_from_us(overheads.response_us),
         response_request_ns=ns_from_us(overheads.response_request_us),
+        overheads_vary=overheads.jitters() is not None,
     )
 
 

@@ -44,7 +44,7 @@ from sim.order import (
     RANK_UNIT_RELEASE,
     order_key,
 )
-from sim.service import execution_ns, ready_ns, slice_preprocess_ns
+from sim.service import execution_ns, ready_ns, slice_preprocess_ns, spread_ns
 
 Progress = Callable[[int, int], None]
 
@@ -78,6 +78,10 @@ class _StationQueue:
         self.launch_ns = station.launch_ns
         self.batch_max = station.batch_max
         self.is_hop = station.kind == "hop"
+
+
+FRONTEND, TURNAROUND, RESPONSE = range(3)
+"""Parts of the trace's ``overhead_factor``."""
 
 
 class _Batch:
@@ -145,6 +149,9 @@ class ReferenceEngine:
     def _read_trace(self) -> None:
         trace = self.model.trace
         self.execution_factor: list[float] = trace.execution_factor.tolist()
+        self.overhead_factor: list[list[float]] = []
+        if self.model.overheads_vary:
+            self.overhead_factor = trace.overhead_factor.tolist()
         self.balancer_draw: list[list[float]] = trace.balancer_draw.tolist()
         self.think_ns: list[int] = trace.think_ns.tolist()
         self.batch_units: list[int] = trace.batch_units.tolist()
@@ -263,10 +270,16 @@ class ReferenceEngine:
             self.stations[station_index].waiting.append(request)
             self._serve_station(station_index)
         elif self.model.frontend_ns > 0:
-            at_ns = self.now_ns + self.model.frontend_ns
+            at_ns = self.now_ns + self._spread(self.model.frontend_ns, request, FRONTEND)
             self._at(at_ns, RANK_STATION_LEAVE, request, self._offer, request)
         else:
             self._offer(request)
+
+    def _spread(self, nominal_ns: int, request: int, part: int) -> int:
+        """An overhead of one request, or of the batch it comes first in."""
+        if not self.model.overheads_vary:
+            return nominal_ns
+        return spread_ns(nominal_ns, self.overhead_factor[request][part])
 
     def _serve_station(self, station_index: int) -> None:
         """Gives waiting requests, oldest first, to free units, lowest first."""
@@ -446,7 +459,8 @@ class ReferenceEngine:
         if tables.consumed_permille >= 0:
             consumed_ns = (end_ns - start_ns) * tables.consumed_permille // 1000
         turnaround_ns = self.model.turnaround_ns + len(batch.requests) * self.model.turnaround_request_ns
-        at_ns = ready_ns(tables.backend, start_ns, end_ns, consumed_ns) + turnaround_ns
+        at_ns = ready_ns(tables.backend, start_ns, end_ns, consumed_ns)
+        at_ns += self._spread(turnaround_ns, batch.requests[0], TURNAROUND)
         identity = self.consumer_base[server] + consumer
         self.credits[server][consumer] -= 1
         if self.credits[server][consumer] > 0:
@@ -490,7 +504,8 @@ class ReferenceEngine:
         done_ns = now
         if outcome == SERVED:
             requests = int(self.columns["batch_size"][request])
-            done_ns += self.model.response_ns + requests * self.model.response_request_ns
+            response_ns = self.model.response_ns + requests * self.model.response_request_ns
+            done_ns += self._spread(response_ns, request, RESPONSE)
         self.columns["completed_ns"][request] = done_ns
         self.finished += 1
         if self.progress is not None and self.finished % PROGRESS_STEP == 0:

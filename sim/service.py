@@ -43,6 +43,11 @@ def execution_ns(table_ns: int, factor: float, slowdown_ppm: int, busy_neighbour
     return int(slowed_ns * factor + 0.5)
 
 
+def spread_ns(nominal_ns: int, factor: float) -> int:
+    """An overhead as it is for one request or batch: ``factor`` times the nominal one."""
+    return int(nominal_ns * factor + 0.5)
+
+
 def slice_preprocess_ns(launch_ns: int, item_sum_ns: int, slice_factor: float) -> int:
     """Preprocessing a batch on the model's own slice: one launch plus the items, scaled to the slice."""
     return launch_ns + int(item_sum_ns * slice_factor + 0.5)

@@ -29,7 +29,7 @@ from preba.cli.triton_threads import (
     with_wakeup,
 )
 from preba.figures import Figure
-from preba.jitter import LogNormalJitter
+from preba.jitter import EmpiricalJitter, JitterConfig, LogNormalJitter
 from preba.preprocessing import CpuPreprocessing, DaliSlicePreprocessing, NoPreprocessing
 from preba.preprocessing_costs import AudioCost, CpuCosts, ImageCost
 from preba.profile import LatencyProfile, profile_from_dict
@@ -51,6 +51,8 @@ GAP_CUT = 0.05
 USUAL_PERCENT = 35.0
 """Of gaps of which up to a third may be lost wake-ups: the median of the others."""
 ALONE_MIN = 30
+SPREAD_MIN = 60
+QUANTILES = 200
 PAIRS_MIN = 100
 
 
@@ -104,6 +106,26 @@ def line_by_size(found: dict[int, list[float]], mean: Callable[[list[float]], fl
         heavy = weights**2
         slope, fixed = float(np.average(means * sizes, weights=heavy) / np.average(sizes**2, weights=heavy)), 0.0
     return Line(max(fixed, 0.0), max(slope, 0.0), count)
+
+
+def spread_of(factors: Sequence[float] | Array) -> JitterConfig | None:
+    """How values vary about what is expected of them: their quantiles, without moments when the machine stood still.
+
+    Parameters
+    ----------
+    factors : float64[n]
+        Each value divided by the expected one.
+    """
+    found = np.maximum(np.asarray(factors, dtype=np.float64), 0.0)
+    if len(found) < SPREAD_MIN:
+        return None
+    middle, high = np.percentile(found, [50, 90])
+    kept = found[found <= middle + STALL * (high - middle)]
+    levels = (np.arange(QUANTILES) + 0.5) / QUANTILES
+    quantiles = np.quantile(kept, levels)
+    if quantiles.max() <= 0:
+        return None
+    return EmpiricalJitter(kind="empirical", factors=tuple(round(float(value), 4) for value in quantiles))
 
 
 def slowdown(resolved: ResolvedScenario, profile: LatencyProfile, model: int, rehearsed: Played) -> float:
@@ -162,21 +184,32 @@ def gaps_between_batches(
 
 
 def turnaround(
-    resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], rehearsed: Played, busy: Line, race: Race | None
-) -> Line:
-    """The line of slices kept busy; where Triton batches, moved to the mean of the rehearsal.
+    resolved: ResolvedScenario,
+    profiles: Sequence[LatencyProfile],
+    rehearsed: Played,
+    busy: dict[int, list[float]],
+    race: Race | None,
+) -> tuple[Line, JitterConfig | None]:
+    """The line of slices kept busy, and how gaps vary about it; where Triton batches, moved to those of the rehearsal.
 
     Gaps of lost wake-ups, the longest ones, are left out there: they are modelled themselves.
     """
+    line = line_by_size(busy, trimmed_mean)
     batcher = resolved.models[0].config.batcher
     if not is_native(resolved) or not isinstance(batcher, TritonBatcher):
-        return busy
+        return line, spread_of(relative(busy, line))
     waited_ns = 1000 * batcher.max_queue_delay_us + IDLE_NS
     found = gaps_between_batches(resolved, profiles, [rehearsed], waited_ns)
     if race is not None and race.permille:
         kept = 1.0 - race.permille / 1e3
         found = {size: sorted(gaps)[: math.ceil(kept * len(gaps))] for size, gaps in found.items()}
-    return shifted(busy, found)
+    moved = shifted(line, found)
+    return moved, spread_of(relative(found, moved)) or spread_of(relative(busy, line))
+
+
+def relative(found: Mapping[int, Sequence[float]], line: Line) -> list[float]:
+    """Values by batch size, each divided by what the line says of it."""
+    return [1e3 * value / max(line.of(size), 1) for size, values in found.items() for value in values]
 
 
 def shifted(
@@ -189,8 +222,10 @@ def shifted(
     return Line(max(mean(values), 0.0), line.per_request_us, len(values))
 
 
-def answers_after_batch(resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], runs: Sequence[Played]) -> Line:
-    """How long after the end of its batch an answer is with the client."""
+def answers_after_batch(
+    resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], runs: Sequence[Played]
+) -> tuple[Line, JitterConfig | None]:
+    """How long after the end of its batch an answer is with the client, and how that varies."""
     found: dict[int, list[float]] = {}
     native = is_native(resolved)
     for played in runs:
@@ -199,7 +234,8 @@ def answers_after_batch(resolved: ResolvedScenario, profiles: Sequence[LatencyPr
         after_us = (records.completed_ns - begin_ns - _expected_ns(resolved, profiles, records)) / 1e3
         for size in np.unique(records.batch_size):
             found.setdefault(int(size), []).extend(after_us[records.batch_size == size].tolist())
-    return line_by_size(found)
+    line = line_by_size(found)
+    return line, spread_of(relative(found, line))
 
 
 def _expected_ns(resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], records: Records) -> NDArray[np.int64]:
@@ -288,40 +324,54 @@ def calibrate(
     limit = max(batch_limit(resolved, model) for model in resolved.models)
     native = is_native(resolved)
     triton = batcher if native and isinstance(batcher, TritonBatcher) and batcher.dynamic_batching else None
-    gap = line_by_size(gaps_between_batches(resolved, profiles, busy), trimmed_mean)
+    kept_busy = gaps_between_batches(resolved, profiles, busy)
     race: Race | None = None
     if triton is not None and limit > 1 and not triton.prefetching:
         seen = gaps_between_batches(resolved, profiles, [rehearsed], IDLE_NS)
-        usual = shifted(gap, seen, lambda values: float(np.percentile(values, USUAL_PERCENT)))
+        line = line_by_size(kept_busy, trimmed_mean)
+        usual = shifted(line, seen, lambda values: float(np.percentile(values, USUAL_PERCENT)))
         race = lost_wakeups(resolved, rehearsed.result.records, usual.of)
-    gap = turnaround(resolved, profiles, rehearsed, gap, race)
-    answers = answers_after_batch(resolved, profiles, [rehearsed])
+    gap, gap_spread = turnaround(resolved, profiles, rehearsed, kept_busy, race)
+    answers, answer_spread = answers_after_batch(resolved, profiles, [rehearsed])
     if answers.values < PAIRS_MIN:
-        answers = answers_after_batch(resolved, profiles, [idle, rehearsed])
+        answers, answer_spread = answers_after_batch(resolved, profiles, [idle, rehearsed])
     threads = wakeup(resolved, records) if native else Wakeup(0.0, 0)
+    front_spread: JitterConfig | None = None
     if native:
         # In a closed loop requests come in bursts, while the slice that answered still turns round.
         loop = isinstance(scenario.models[0].arrivals, ClosedLoopArrivals)
         front = head_waits_us(resolved, alone if loop else records, limit)
-    if len(front) < ALONE_MIN:
-        front = head_waits_us(resolved, alone, limit) if native else before_batcher_us(alone)[0]
+        longer_us = way_under_load(idle, rehearsed) if scenario.server.topology == "central" else None
+        quiet = head_waits_us(resolved, alone, limit)
+        if len(front) < ALONE_MIN:
+            front = quiet
+        front_spread = (
+            spread_of((front - threads.us) / max(steady_mean(front) - threads.us, 1.0)) if len(front) else None
+        )
+        if longer_us is not None:
+            front = quiet + longer_us
+    elif len(front) < ALONE_MIN:
+        front = before_batcher_us(alone)[0]
     front_us = max(steady_mean(front) - threads.us - held_us, 0.0) if len(front) else 0.0
+    if not native and front_us > 0:
+        front_spread = spread_of((front - held_us) / front_us)
     overheads = Overheads(
         frontend_us=front_us, turnaround_us=gap.fixed_us, turnaround_request_us=gap.per_request_us,
         response_us=answers.fixed_us, response_request_us=answers.per_request_us,
+        frontend_jitter=front_spread, turnaround_jitter=gap_spread, response_jitter=answer_spread,
     )  # fmt: skip
     notes += [
         (
             f"between two batches of a busy slice, beyond the profile: {gap.fixed_us:.0f} us and "
-            f"{gap.per_request_us:.0f} us a request ({gap.values} pairs of batches, means by size)"
+            f"{gap.per_request_us:.0f} us a request ({gap.values} pairs of batches, means by size{_varies(gap_spread)})"
         ),
         (
             f"from the end of a batch to the client: {answers.fixed_us:.0f} us and {answers.per_request_us:.0f} us a "
-            f"request of the batch ({answers.values} answers of a rehearsal, means by size)"
+            f"request of the batch ({answers.values} answers of a rehearsal, means by size{_varies(answer_spread)})"
         ),
         (
             f"from the generator to the batcher, beyond preprocessing: {front_us:.0f} us "
-            f"({len(front)} requests that met an idle slice or no line, mean)"
+            f"({len(front)} requests that met an idle slice or no line, mean{_varies(front_spread)})"
         ),
     ]
     changes["server"] = scenario.server.model_copy(update={"overheads": overheads})
@@ -347,6 +397,25 @@ def calibrate(
             model = model.model_copy(update={"batcher": with_race(model.batcher, race)})
             calibrated = calibrated.model_copy(update={"models": (model,)})
     return Calibration(calibrated, tuple(notes))
+
+
+def _varies(spread: JitterConfig | None) -> str:
+    return "" if spread is None else f"; coefficient of variation {spread.factor_cv():.2f}"
+
+
+def way_under_load(idle: Played, rehearsed: Played) -> float | None:
+    """How much longer the ways to the server's queue and from it to the slice take under the load, in microseconds.
+
+    What passes from schedule to execution, without the time that the server itself counts as waiting in its queue;
+    ``None`` where it counts nothing.
+    """
+    ways_us = []
+    for played in (idle, rehearsed):
+        records = played.result.records.select(played.result.records.served)
+        if played.queue_us is None or len(records) == 0:
+            return None
+        ways_us.append(float((records.execution_start_ns - records.scheduled_ns).mean()) / 1e3 - played.queue_us)
+    return ways_us[1] - ways_us[0]
 
 
 def between_items_us(records: Records) -> float:

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from preba.batchers import BatcherConfig
 from preba.batching.triton_config import TritonBatcher
+from preba.cli.rehearsing import rehearsal
 from preba.records import Records
+from preba.scenario.draw import draw_scenario_trace
 from preba.scenario.resolve import ResolvedScenario, resolve
 from preba.trace import Trace
 from sim.run import DEFAULT_ENGINE, simulate
@@ -241,6 +243,7 @@ def overtakings(calibrated: ResolvedScenario, trace: Trace, records: Records, li
         Largest batch.
     """
     seen = left_behind(calibrated, records, limit)
+    trace = replace(trace, overhead_factor=draw_scenario_trace(rehearsal(calibrated)).overhead_factor)
     shares = []
     model = calibrated.scenario.models[0]
     for permille in (0, 1000):

@@ -211,10 +211,11 @@ def compare_runs(
     _, here = measured_summary(resolved, played)
     records = played.result.records
     # The files that were sent may have other sizes than the traced ones; how preprocessing spreads is measured.
-    jitter = draw_scenario_trace(calibrated).preprocess_factor
+    drawn = draw_scenario_trace(calibrated)
     sent: Trace = replace(
-        played.trace, jpeg_bytes=records.jpeg_bytes, audio_ns=records.audio_ns, preprocess_factor=jitter
-    )
+        played.trace, jpeg_bytes=records.jpeg_bytes, audio_ns=records.audio_ns,
+        preprocess_factor=drawn.preprocess_factor, overhead_factor=drawn.overhead_factor,
+    )  # fmt: skip
     simulation = simulate(calibrated, engine=DEFAULT_ENGINE, trace=sent)
     context = report_context(calibrated, simulation)
     there = summarise(simulation.result, context)

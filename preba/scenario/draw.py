@@ -38,7 +38,7 @@ def draw_scenario_trace(resolved: ResolvedScenario) -> Trace:
     else:
         horizon = Horizon(duration_ns=ns_from_s(run.duration_s or 0.0))
     return draw_trace(
-        [_stream_spec(model) for model in resolved.models],
+        [_stream_spec(resolved, model) for model in resolved.models],
         seed=scenario.seed,
         horizon=horizon,
         rate_changes=changes,
@@ -55,7 +55,7 @@ def scenario_chunks(resolved: ResolvedScenario, chunk: int) -> Iterator[Trace]:
     """
     run = resolved.scenario.run
     return draw_chunks(
-        [_stream_spec(model) for model in resolved.models],
+        [_stream_spec(resolved, model) for model in resolved.models],
         seed=resolved.scenario.seed,
         requests=run.requests,
         duration_ns=None if run.duration_s is None else ns_from_s(run.duration_s),
@@ -77,13 +77,14 @@ def _rate_changes(resolved: ResolvedScenario) -> list[RateChange]:
     ]
 
 
-def _stream_spec(model: ResolvedModel) -> StreamSpec:
+def _stream_spec(resolved: ResolvedScenario, model: ResolvedModel) -> StreamSpec:
     config = model.config
     return StreamSpec(
         arrivals=config.arrivals,
         sizes=config.sizes,
         execution_jitter=config.execution_jitter or model.profile.jitter,
         preprocess_jitter=config.preprocess_jitter or NoJitter(kind="none"),
+        overhead_jitters=resolved.scenario.server.overheads.jitters(),
         batch_units=config.batch_units,
         priority_shares=config.priority_shares,
         timeout_ns=ns_from_ms(config.timeout_ms),

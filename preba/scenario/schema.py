@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from preba.arrivals import ArrivalsConfig
 from preba.batchers import BatcherConfig, NoBatching
 from preba.hardware import HardwareConfig
-from preba.jitter import JitterConfig
+from preba.jitter import JitterConfig, NoJitter
 from preba.mig.catalogue import Device
 from preba.preprocessing import NoPreprocessing, PreprocessingConfig
 from preba.profile import LatencyProfile
@@ -67,6 +67,18 @@ class Overheads(StrictModel):
     """The answers of a batch are this much later for each request in it, beyond ``response_us``."""
     response_us: NonNegativeFloat = 0.0
     """From the end of execution to the client having the answer."""
+    frontend_jitter: JitterConfig | None = None
+    """How ``frontend_us`` varies from request to request."""
+    turnaround_jitter: JitterConfig | None = None
+    """How the turnaround varies from batch to batch."""
+    response_jitter: JitterConfig | None = None
+    """How the response varies from request to request."""
+
+    def jitters(self) -> tuple[JitterConfig, JitterConfig, JitterConfig] | None:
+        """Those of front end, turnaround and response; ``None`` where nothing varies."""
+        none = NoJitter(kind="none")
+        found = (self.frontend_jitter or none, self.turnaround_jitter or none, self.response_jitter or none)
+        return None if all(one.kind == "none" for one in found) else found
 
 
 class Server(StrictModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -107,6 +108,9 @@ class Played:
         How late requests were sent.
     warnings : tuple of str
     errors : tuple of (gRPC code, message, count)
+    queue_us : float or None
+        What the server's own statistics say its requests waited in its queues, the mean; ``None`` where they say
+        nothing.
     """
 
     result: RunResult
@@ -114,6 +118,7 @@ class Played:
     lag: dict[str, float]
     warnings: tuple[str, ...]
     errors: tuple[tuple[str, str, int], ...]
+    queue_us: float | None = None
 
 
 def play(
@@ -156,6 +161,8 @@ def play(
         kinds = [_await_model(channels[0], target, model.config.name) for model in resolved.models]
         messages = [_messages(resolved, trace, index, datatype, payloads) for index, datatype in enumerate(kinds)]
         _warm_up(channels, target, messages, trace, warmup_requests)
+        names = [model.config.name for model in resolved.models]
+        before = _queued(channels[0], target, names)
     finally:
         for channel in channels:
             channel.close()
@@ -164,6 +171,12 @@ def play(
         metadata=target.metadata,
     )  # fmt: skip
     observed = generator.play(progress)
+    queue_us = None
+    if before is not None:
+        with contextlib.closing(target.connect()[0]) as channel:
+            after = _queued(channel, target, names)
+        if after is not None and after[0] > before[0]:
+            queue_us = (after[1] - before[1]) / 1e3 / (after[0] - before[0])
     records = records_of(observed, trace, messages)
     lag = lag_figures(observed.columns)
     result = RunResult(
@@ -176,7 +189,23 @@ def play(
         end_ns=int(records.completed_ns.max(initial=0)),
     )
     errors = tuple((code, text, count) for (code, text), count in observed.errors.most_common())
-    return Played(result, trace, lag, tuple(_warnings(observed, records, lag, errors)), errors)
+    return Played(result, trace, lag, tuple(_warnings(observed, records, lag, errors)), errors, queue_us)
+
+
+def _queued(channel: grpc.Channel, target: Target, names: Sequence[str]) -> tuple[int, int] | None:
+    """Requests that a server has served so far, and the ns they were in its queues; ``None``: it does not say."""
+    count = total_ns = 0
+    for name in names:
+        try:
+            found = _stub(channel, "ModelStatistics")(
+                pb.ModelStatisticsRequest(name=name), timeout=5, metadata=target.metadata
+            )
+        except grpc.RpcError:
+            return None
+        for entry in found.model_stats:
+            count += entry.inference_stats.success.count
+            total_ns += entry.inference_stats.queue.ns
+    return count, total_ns
 
 
 def _stub(channel: grpc.Channel, name: str) -> Any:  # noqa: ANN401 - grpc's

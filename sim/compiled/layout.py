@@ -37,7 +37,8 @@ C_SECTION_SPAN = 15  # requests, or ns, that the sections of the run share
 C_LARGEST_BATCH = 16
 C_TURNAROUND_REQUEST_NS = 17
 C_RESPONSE_REQUEST_NS = 18
-CONFIG_COUNT = 19
+C_OVERHEADS_VARY = 19  # 1: overheads are multiplied by the trace's factors
+CONFIG_COUNT = 20
 
 # Indices into ``world.clock``, which does.
 K_NOW_NS = 0
@@ -119,6 +120,9 @@ _WORLD: dict[str, Place] = {
     "trace_scheduled_ns": _REQUEST_TRACE,
     "trace_model": _REQUEST_TRACE_I4,
     "trace_factor": Column("f8", masked=True, constant=True),
+    "trace_frontend_factor": Column("f8", masked=True, constant=True, stride=3),
+    "trace_turnaround_factor": Column("f8", masked=True, constant=True, stride=3),
+    "trace_response_factor": Column("f8", masked=True, constant=True, stride=3),
     "trace_first_draw": Column("f8", masked=True, constant=True, stride=2),
     "trace_second_draw": Column("f8", masked=True, constant=True, stride=2),
     "trace_think_ns": _REQUEST_TRACE,

@@ -24,6 +24,7 @@ from sim.compiled.layout import (
     C_BALANCER,
     C_CLOSED,
     C_FRONTEND_NS,
+    C_OVERHEADS_VARY,
     C_RESPONSE_NS,
     C_RESPONSE_REQUEST_NS,
     C_RETRY,
@@ -53,7 +54,7 @@ from sim.order import (
     RANK_UNIT_RELEASE,
     order_key,
 )
-from sim.service import execution_ns, ready_ns, slice_preprocess_ns
+from sim.service import execution_ns, ready_ns, slice_preprocess_ns, spread_ns
 
 
 def state_at(world: World, server: int) -> Batcher:
@@ -112,7 +113,10 @@ def next_station(world: World, request: int) -> None:
         world.station_tail[station] = request
         serve_station(world, station)
     elif world.config[C_FRONTEND_NS] > 0:
-        at_ns = world.clock[K_NOW_NS] + world.config[C_FRONTEND_NS]
+        frontend_ns = world.config[C_FRONTEND_NS]
+        if world.config[C_OVERHEADS_VARY] == 1:
+            frontend_ns = spread_ns(frontend_ns, world.trace_frontend_factor[request])
+        at_ns = world.clock[K_NOW_NS] + frontend_ns
         heap_push(world, at_ns, order_key(RANK_STATION_LEAVE, request), NONE)
     else:
         offer(world, request)
@@ -421,8 +425,10 @@ def plan_events(world: World, batch: int, start_ns: int, end_ns: int, consumer: 
     consumed_ns = world.model_consumed_ns[model]
     if world.model_consumed_permille[model] >= 0:
         consumed_ns = (end_ns - start_ns) * world.model_consumed_permille[model] // 1000
-    at_ns = ready_ns(world.model_backend[model], start_ns, end_ns, consumed_ns) + world.config[C_TURNAROUND_NS]
-    at_ns += count * world.config[C_TURNAROUND_REQUEST_NS]
+    turnaround_ns = world.config[C_TURNAROUND_NS] + count * world.config[C_TURNAROUND_REQUEST_NS]
+    if world.config[C_OVERHEADS_VARY] == 1:
+        turnaround_ns = spread_ns(turnaround_ns, world.trace_turnaround_factor[state_at(world, server).out_request[0]])
+    at_ns = ready_ns(world.model_backend[model], start_ns, end_ns, consumed_ns) + turnaround_ns
     global_consumer = world.batch_consumer[batch]
     world.consumer_credits[global_consumer] -= 1
     if world.consumer_credits[global_consumer] > 0:
@@ -513,7 +519,10 @@ def finish(world: World, request: int, outcome: int) -> None:
     world.outcome[request] = outcome
     done_ns = now_ns
     if outcome == SERVED:
-        done_ns += world.config[C_RESPONSE_NS] + world.batch_size[request] * world.config[C_RESPONSE_REQUEST_NS]
+        response_ns = world.config[C_RESPONSE_NS] + world.batch_size[request] * world.config[C_RESPONSE_REQUEST_NS]
+        if world.config[C_OVERHEADS_VARY] == 1:
+            response_ns = spread_ns(response_ns, world.trace_response_factor[request])
+        done_ns += response_ns
     else:
         never_executed(world, request)
     world.completed_ns[request] = done_ns

@@ -77,6 +77,7 @@ class _StreamMemory(RunMemory):
         self.config = self.arrays["config"]
         self.config[lay.C_SPANS] = 0
         self.draws = np.zeros((0, 2))
+        self.overheads = np.zeros((0, 3))
         self.stations = [np.zeros(0, dtype=np.int64) for _ in model.preprocessing.stations]
         self.latencies = [np.zeros(0, dtype=np.int64) for _ in model.preprocessing.stations]
         self._lay_tallies()
@@ -123,6 +124,9 @@ class _StreamMemory(RunMemory):
         for name in _BATCHER:
             self.batcher_columns[name] = moved(self.batcher_columns[name])
         self.batcher_columns["request_shape"] = self.arrays["trace_length"]
+        if self.model.overheads_vary:
+            self.overheads = moved(self.overheads)
+            self._put_overheads(self.overheads)
         self.draws = moved(self.draws)
         self.arrays["trace_first_draw"] = self.draws.reshape(-1)
         self.arrays["trace_second_draw"] = self.draws.reshape(-1)[1:]
@@ -171,6 +175,8 @@ class _StreamMemory(RunMemory):
             (self.batcher_columns["request_timeout_ns"], piece.timeout_ns),
             (self.draws, piece.balancer_draw),
         ]
+        if self.model.overheads_vary:
+            targets.append((self.overheads, piece.overhead_factor))
         for mine, latency, station in zip(self.stations, self.latencies, parts.preprocessing.stations, strict=True):
             targets += [(mine, station.occupancy_ns), (latency, station.latency_ns)]
         for target, column in targets:

@@ -56,6 +56,8 @@ def structural_obstacle(model: SimModel) -> str | None:
         return "a closed loop"
     if model.slice_events:
         return "slices that fail"
+    if model.overheads_vary:
+        return "overheads that vary"
     obstacle = _station_obstacle(model)
     if obstacle is not None:
         return obstacle

@@ -71,6 +71,7 @@ class RunMemory:
         self._put("trace_scheduled_ns", trace.scheduled_ns)
         self._put("trace_model", trace.model_index)
         self._put("trace_factor", trace.execution_factor)
+        self._put_overheads(np.ascontiguousarray(trace.overhead_factor) if model.overheads_vary else np.ones((1, 3)))
         draws = np.ascontiguousarray(trace.balancer_draw, dtype=np.float64)
         if len(draws) == 0:
             draws = np.zeros((1, 2))
@@ -106,6 +107,14 @@ class RunMemory:
         self._put("closed_request", np.concatenate(closed_ids) if closed_ids else [])
         self._put("model_closed_next", starts)
         self._put("model_closed_end", ends)
+
+    def _put_overheads(self, factors: Array) -> None:
+        """Three columns side by side."""
+        if len(factors) == 0:
+            factors = np.ones((1, 3))
+        self.kept.append(factors)
+        for part, name in enumerate(("frontend", "turnaround", "response")):
+            self.arrays[f"trace_{name}_factor"] = factors.reshape(-1)[part:]
 
     def _lay_models(self) -> None:
         model = self.model
@@ -235,6 +244,7 @@ class RunMemory:
         config[lay.C_TURNAROUND_REQUEST_NS] = model.turnaround_request_ns
         config[lay.C_RESPONSE_NS] = model.response_ns
         config[lay.C_RESPONSE_REQUEST_NS] = model.response_request_ns
+        config[lay.C_OVERHEADS_VARY] = int(model.overheads_vary)
         config[lay.C_BALANCER] = model.balancer
         config[lay.C_RETRY] = int(model.retry)
         config[lay.C_OPEN_IDENTITY] = int(not self.any_closed)

@@ -74,7 +74,7 @@ def test_lines_by_batch_size_give_back_turnaround_and_answers(toy: Any) -> None:
     profiles = [resolved.models[0].execution]
     gap = line_by_size(gaps_between_batches(resolved, profiles, [run]))
     assert (gap.fixed_us, gap.per_request_us) == pytest.approx((600, 200), abs=2)
-    answer = answers_after_batch(resolved, profiles, [run])
+    answer = answers_after_batch(resolved, profiles, [run])[0]
     assert (answer.fixed_us, answer.per_request_us) == pytest.approx((900, 150), abs=2)
 
 

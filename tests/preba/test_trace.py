@@ -126,6 +126,9 @@ def test_streams_are_all_different() -> None:
         "priority": 5,
         "balancer": 6,
         "think": 7,
+        "frontend_jitter": 8,
+        "turnaround_jitter": 9,
+        "response_jitter": 10,
     }
     assert stream(1, 0, "arrivals").integers(1 << 62) == 4065427831215112270
 

@@ -157,6 +157,15 @@ def scenarios(draw: st.DrawFn, toy: Any) -> dict[str, Any]:
                 {},
                 {"frontend_us": 100, "turnaround_us": 300, "response_us": 50},
                 {"turnaround_us": 20, "turnaround_request_us": 170, "response_request_us": 130},
+                {
+                    "frontend_us": 100,
+                    "frontend_jitter": {"kind": "exponential"},
+                    "turnaround_us": 300,
+                    "turnaround_jitter": {"kind": "lognormal", "cv": 0.5},
+                    "response_us": 50,
+                    "response_request_us": 130,
+                    "response_jitter": {"kind": "gamma", "cv": 2.0},
+                },
             ]
         )
     )
