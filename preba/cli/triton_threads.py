@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from preba.batchers import BatcherConfig
 from preba.batching.triton_config import TritonBatcher
-from preba.cli.rehearsing import rehearsal
 from preba.records import Records
 from preba.scenario.draw import draw_scenario_trace
 from preba.scenario.resolve import ResolvedScenario, resolve
+from preba.scenario.schema import Run
 from preba.trace import Trace
 from sim.run import DEFAULT_ENGINE, simulate
 
@@ -243,7 +243,9 @@ def overtakings(calibrated: ResolvedScenario, trace: Trace, records: Records, li
         Largest batch.
     """
     seen = left_behind(calibrated, records, limit)
-    trace = replace(trace, overhead_factor=draw_scenario_trace(rehearsal(calibrated)).overhead_factor)
+    as_long = calibrated.scenario.model_copy(update={"run": Run(requests=len(trace), warmup_requests=0)})
+    drawn = draw_scenario_trace(resolve(as_long, folder=calibrated.folder))
+    trace = replace(trace, overhead_factor=drawn.overhead_factor)
     shares = []
     model = calibrated.scenario.models[0]
     for permille in (0, 1000):
