@@ -26,6 +26,7 @@ from preba.cli.validating import ValidationPlan, live_and_simulated
 from preba.foreign.read import read_measured
 from preba.scenario.load import load_scenario
 from preba.scenario.resolve import ResolvedScenario, resolve
+from preba.scenario.schema import Overheads
 from preba.units import ns_from_ms
 from runtime.load.run import Target, play
 from runtime.profiling import this_machine
@@ -83,7 +84,10 @@ def delay(ms: float) -> dict[str, int]:
     return {"max_queue_delay_us": round(1000 * ms)}
 
 
-ON_OFF = {"arrivals": {"kind": "onoff", "rate_on_rps": 200.0, "mean_on_s": 0.4, "mean_off_s": 0.3}}
+def on_off(slices: int) -> dict[str, Any]:
+    """Traffic that comes in bursts of a tenth of a second at 85 % of what full batches carry, and pauses between."""
+    rate_rps = 200.0 * slices if slices < 7 else 1200.0
+    return {"arrivals": {"kind": "onoff", "rate_on_rps": rate_rps, "mean_on_s": 0.1, "mean_off_s": 0.075}}
 
 
 def cases() -> dict[str, tuple[str, dict[str, Any]]]:
@@ -96,17 +100,20 @@ def cases() -> dict[str, tuple[str, dict[str, Any]]]:
                 triton_case(slices, 0.6 if wait == 0 else 0.5, **delay(wait)),
             )
     found["triton-1-preferred"] = ("triton", triton_case(1, 0.5, preferred_batch_size=[4], **delay(20)))
+    found["triton-3-preferred"] = ("triton", triton_case(3, 0.5, preferred_batch_size=[4, 8], **delay(20)))
     found["triton-7-preferred"] = ("triton", triton_case(7, 0.5, preferred_batch_size=[4, 8], **delay(20)))
-    found["triton-3-bounded"] = ("triton", triton_case(3, 1.2, default_queue_policy={"max_queue_size": 24}))
     reject = {"timeout_action": "REJECT", "default_timeout_us": 60_000}
-    found["triton-1-reject"] = ("triton", triton_case(1, 1.1, default_queue_policy=reject))
     postpone = {"timeout_action": "DELAY", "default_timeout_us": 30_000}
-    found["triton-1-delay-action"] = ("triton", triton_case(1, 0.6, default_queue_policy=postpone))
-    found["triton-3-priorities"] = (
-        "triton",
-        triton_case(3, 0.7, model={"priority_shares": {1: 0.3, 2: 0.7}}, priority_levels=2, default_priority_level=2),
-    )
-    found["triton-1-onoff"] = ("triton", triton_case(1, 0.5, model=ON_OFF, **delay(5)))
+    levels = {"priority_levels": 2, "default_priority_level": 2}
+    shares = {"priority_shares": {1: 0.3, 2: 0.7}}
+    for slices in (1, 3):
+        bound = {"max_queue_size": 8 * slices}
+        found[f"triton-{slices}-bounded"] = ("triton", triton_case(slices, 1.2, default_queue_policy=bound))
+        found[f"triton-{slices}-reject"] = ("triton", triton_case(slices, 1.1, default_queue_policy=reject))
+        found[f"triton-{slices}-delay-action"] = ("triton", triton_case(slices, 0.6, default_queue_policy=postpone))
+        found[f"triton-{slices}-priorities"] = ("triton", triton_case(slices, 0.7, model=shares, **levels))
+    for slices in (1, 3, 7):
+        found[f"triton-{slices}-onoff"] = ("triton", triton_case(slices, 0.5, model=on_off(slices), **delay(5)))
     found["envoy-7-round-robin"] = (
         "triton",
         tensor_case(
@@ -227,7 +234,7 @@ def measure(names: list[str]) -> None:
                 "group": group, "where": this_machine(), "python": platform.python_version(),
                 "requests": len(compared.played.result.records), "notes": list(compared.notes),
                 "quirks": quirks_of(compared.calibrated),
-                "overheads": compared.calibrated.scenario.server.overheads.model_dump(), **found,
+                "overheads": overheads_of(compared.calibrated.scenario.server.overheads), **found,
             },
         )  # fmt: skip
         for row in compared.found.rows:
@@ -269,8 +276,18 @@ def by_perf_analyzer(data: dict[str, Any]) -> dict[str, Any]:
         found, notes = with_measured(theirs, files, 5)
     return {
         "group": "triton", "where": this_machine(), "python": platform.python_version(), "requests": None,
-        "notes": list(notes), "quirks": quirks_of(theirs), "overheads": over.model_dump(), **found.as_json(),
+        "notes": list(notes), "quirks": quirks_of(theirs), "overheads": overheads_of(over), **found.as_json(),
     }  # fmt: skip
+
+
+def overheads_of(overheads: Overheads) -> dict[str, Any]:
+    """Overheads in microseconds, and the coefficient of variation of what varies."""
+    found = {name: value for name, value in overheads.model_dump().items() if isinstance(value, float)}
+    varies = {
+        name: round(jitter.factor_cv(), 3) for name in ("frontend", "turnaround", "response")
+        if (jitter := getattr(overheads, f"{name}_jitter")) is not None
+    }  # fmt: skip
+    return {**found, "varies": varies}
 
 
 def quirks_of(resolved: ResolvedScenario) -> dict[str, Any]:

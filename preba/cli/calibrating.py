@@ -25,6 +25,7 @@ from preba.cli.triton_threads import (
     lost_wakeups,
     overtakings,
     wakeup,
+    wakeups_by_gaps,
     with_race,
     with_wakeup,
 )
@@ -52,7 +53,7 @@ USUAL_PERCENT = 35.0
 """Of gaps of which up to a third may be lost wake-ups: the median of the others."""
 ALONE_MIN = 30
 SPREAD_MIN = 60
-QUANTILES = 200
+QUANTILES = 100
 PAIRS_MIN = 100
 
 
@@ -181,6 +182,12 @@ def gaps_between_batches(
                 between_ns = int(records.execution_start_ns[rows[after]] - records.execution_start_ns[row])
                 found.setdefault(int(records.batch_size[row]), []).append((between_ns - int(expected_ns[row])) / 1e3)
     return found
+
+
+def between(resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], played: Played) -> list[float]:
+    """What slices took from one batch to the next although requests waited, in microseconds."""
+    found = gaps_between_batches(resolved, profiles, [played], IDLE_NS)
+    return [gap for gaps in found.values() for gap in gaps] or [0.0]
 
 
 def turnaround(
@@ -332,6 +339,8 @@ def calibrate(
         usual = shifted(line, seen, lambda values: float(np.percentile(values, USUAL_PERCENT)))
         race = lost_wakeups(resolved, rehearsed.result.records, usual.of)
     gap, gap_spread = turnaround(resolved, profiles, rehearsed, kept_busy, race)
+    if race is not None and race.permille is None:
+        gap, gap_spread = usual, spread_of(relative(kept_busy, line))  # lost wake-ups are in the means
     answers, answer_spread = answers_after_batch(resolved, profiles, [rehearsed])
     if answers.values < PAIRS_MIN:
         answers, answer_spread = answers_after_batch(resolved, profiles, [idle, rehearsed])
@@ -391,6 +400,12 @@ def calibrate(
         if triton.prefetching and triton.max_queue_delay_us > 0:
             known = resolve(calibrated, folder=resolved.folder)
             race = overtakings(known, rehearsed.trace, rehearsed.result.records, limit)
+        if race is not None and race.permille is None and not triton.prefetching:
+            seen_us = steady_mean(between(resolved, profiles, rehearsed))
+            race = wakeups_by_gaps(
+                resolve(calibrated, folder=resolved.folder), rehearsed.trace, seen_us,
+                lambda run: steady_mean(between(resolved, profiles, Played(run.result, run.trace, {}, (), ()))),
+            )  # fmt: skip
         if race is not None:
             notes.append(race.text)
             model = calibrated.models[0]

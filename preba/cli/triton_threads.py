@@ -22,10 +22,11 @@ from preba.scenario.draw import draw_scenario_trace
 from preba.scenario.resolve import ResolvedScenario, resolve
 from preba.scenario.schema import Run
 from preba.trace import Trace
-from sim.run import DEFAULT_ENGINE, simulate
+from sim.run import DEFAULT_ENGINE, Simulation, simulate
 
 __all__ = [
-    "IDLE_NS", "Race", "Wakeup", "head_waits_us", "lost_wakeups", "overtakings", "wakeup", "with_race", "with_wakeup",
+    "IDLE_NS", "Race", "Wakeup", "head_waits_us", "lost_wakeups", "overtakings", "wakeup", "wakeups_by_gaps",
+    "with_race", "with_wakeup",
 ]  # fmt: skip
 
 IDLE_NS = 2_000_000
@@ -37,6 +38,7 @@ TRIES_MIN = 50
 CLEAR_NS = 2_500_000
 LATE_NS = 2_000_000
 CONTRAST = 0.05
+SHARES = (0, 100, 200, 300, 400, 500, 600, 800, 1000)
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ def lost_wakeups(resolved: ResolvedScenario, records: Records, usual_ns: Callabl
     -------
     Race
         Only ends count with neither an arrival nor another end soon after, which would have woken the batcher. Where
-        there are too few of them the share is 0.
+        there are too few of them the share is unknown.
     """
     lost = tries = 0
     arrivals = np.sort(records.issued_ns[records.served])  # refused ones wake nobody
@@ -203,13 +205,55 @@ def lost_wakeups(resolved: ResolvedScenario, records: Records, usual_ns: Callabl
                 tries += 1
                 lost += int(start_ns[after] > expected_ns + LATE_NS)
     if tries < TRIES_MIN:
-        return Race(
-            0,
-            "Triton's lost wake-ups: too few batch ends without an arrival soon after them to count any; what they "
-            "cost is in what passes between two batches",
-        )
+        return Race(None, "Triton's lost wake-ups: too few batch ends without an arrival soon after them to count any")
     text = f"Triton's batcher overtook the backend thread at {lost} of {tries} batch ends and slept on: a lost wake-up"
     return Race(round(1000 * lost / tries), text)
+
+
+def wakeups_by_gaps(
+    calibrated: ResolvedScenario, trace: Trace, seen_us: float, mean_gap_us: Callable[[Simulation], float]
+) -> Race:
+    """How often the batcher sleeps on, from how long slices are left alone although requests wait.
+
+    With a full queue nobody is let in who would wake it, so that batch ends without an arrival soon after them tell
+    nothing there. The measured mean lies between those of simulations of the same trace with several shares.
+
+    Parameters
+    ----------
+    calibrated : ResolvedScenario
+        With everything else that was measured, and the turnaround without lost wake-ups.
+    trace : Trace
+        Of the rehearsal.
+    seen_us : float
+        The measured mean.
+    mean_gap_us : callable
+        The same of a simulation.
+    """
+    trace = _with_spread(calibrated, trace)
+    means = [mean_gap_us(_with_share(calibrated, trace, permille)) for permille in SHARES]
+    if means[-1] - means[0] < CONTRAST * means[0]:
+        return Race(0, "Triton's lost wake-ups make no difference here: something always wakes the batcher at once")
+    permille = round(float(np.interp(seen_us, np.maximum.accumulate(means), SHARES)))
+    text = (
+        f"Triton's batcher overtakes the backend thread at {permille / 10:g} % of batch ends and sleeps on: slices "
+        f"that requests wait for are left alone for {seen_us:.0f} us, {means[0]:.0f} us if it never does"
+    )
+    return Race(permille, text)
+
+
+def _with_spread(calibrated: ResolvedScenario, trace: Trace) -> Trace:
+    """A trace with overheads that vary as the scenario says."""
+    as_long = calibrated.scenario.model_copy(update={"run": Run(requests=len(trace), warmup_requests=0)})
+    drawn = draw_scenario_trace(resolve(as_long, folder=calibrated.folder))
+    return replace(trace, overhead_factor=drawn.overhead_factor)
+
+
+def _with_share(calibrated: ResolvedScenario, trace: Trace, permille: int) -> Simulation:
+    """Simulates a trace with another share of races."""
+    model = calibrated.scenario.models[0]
+    model = model.model_copy(update={"batcher": with_race(model.batcher, Race(permille, ""))})
+    scenario = calibrated.scenario.model_copy(update={"models": (model,)})
+    return simulate(resolve(scenario, folder=calibrated.folder), engine=DEFAULT_ENGINE, trace=trace)
 
 
 def left_behind(resolved: ResolvedScenario, records: Records, limit: int) -> float:
@@ -243,16 +287,11 @@ def overtakings(calibrated: ResolvedScenario, trace: Trace, records: Records, li
         Largest batch.
     """
     seen = left_behind(calibrated, records, limit)
-    as_long = calibrated.scenario.model_copy(update={"run": Run(requests=len(trace), warmup_requests=0)})
-    drawn = draw_scenario_trace(resolve(as_long, folder=calibrated.folder))
-    trace = replace(trace, overhead_factor=drawn.overhead_factor)
-    shares = []
-    model = calibrated.scenario.models[0]
-    for permille in (0, 1000):
-        batcher = with_race(model.batcher, Race(permille, ""))
-        scenario = calibrated.scenario.model_copy(update={"models": (model.model_copy(update={"batcher": batcher}),)})
-        run = simulate(resolve(scenario, folder=calibrated.folder), engine=DEFAULT_ENGINE, trace=trace)
-        shares.append(left_behind(calibrated, run.result.records, limit))
+    trace = _with_spread(calibrated, trace)
+    shares = [
+        left_behind(calibrated, _with_share(calibrated, trace, permille).result.records, limit)
+        for permille in (0, 1000)
+    ]
     never, always = shares
     if never - always < CONTRAST:
         return Race(None, "Whether Triton's batcher overtakes the backend thread makes no difference here")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,18 @@ from numpy.typing import NDArray
 
 from preba.records import Records
 from preba.report.stages import STAGE_LABELS, STAGES, times_of_stage_ns
+from preba.report.usage import first_of_batch
+from preba.statistics import Estimate, mean_estimate
 from preba.units import NS_PER_MS
 from preba.validation import Validation
 
-__all__ = ["ErrorRow", "PerRequest", "StageRow", "Validated", "per_request", "validate_runs"]
+__all__ = ["ErrorRow", "PerRequest", "StageRow", "StageVerdict", "Validated", "per_request", "validate_runs"]
 
 Json = dict[str, Any]
 
 LATENCIES = ("mean", "p50", "p90", "p95", "p99")
+BUSY_SPANS = 200
+"""Spans of a run in which busy time is counted for its interval."""
 T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228}
 """Student's t for two-sided 95 %, by degrees of freedom."""
 
@@ -74,6 +78,34 @@ class StageRow:
 
 
 @dataclass(frozen=True)
+class StageVerdict:
+    """Stages that both runs can tell from the others, judged together.
+
+    Attributes
+    ----------
+    label : str
+    measured_ms, simulated_ms : float
+        Means.
+    measured_ci95, simulated_ci95 : tuple of float or None
+        95 % intervals of the means; known where there are records.
+    of_latency_percent : float
+        Simulated minus measured, in percent of the measured mean latency.
+    limit_percent : float
+    verdict : str
+        As of an ``ErrorRow``.
+    """
+
+    label: str
+    measured_ms: float
+    simulated_ms: float
+    measured_ci95: tuple[float, float] | None
+    simulated_ci95: tuple[float, float] | None
+    of_latency_percent: float
+    limit_percent: float
+    verdict: str
+
+
+@dataclass(frozen=True)
 class PerRequest:
     """The same requests in both runs.
 
@@ -104,6 +136,7 @@ class Validated:
 
     rows: tuple[ErrorRow, ...]
     stages: tuple[StageRow, ...]
+    judged_stages: tuple[StageVerdict, ...]
     unexplained_ms: float
     unexplained_percent: float
     batch_distance_percent: float | None
@@ -111,9 +144,14 @@ class Validated:
     warnings: tuple[str, ...]
 
     @property
-    def missed(self) -> tuple[ErrorRow, ...]:
-        """Figures beyond their threshold."""
-        return tuple(row for row in self.rows if row.verdict == "missed")
+    def judged(self) -> tuple[ErrorRow | StageVerdict, ...]:
+        """All figures and stages with a verdict."""
+        return (*self.rows, *self.judged_stages)
+
+    @property
+    def missed(self) -> tuple[ErrorRow | StageVerdict, ...]:
+        """Those beyond their threshold."""
+        return tuple(row for row in self.judged if row.verdict == "missed")
 
     def as_json(self) -> Json:
         """Plain JSON values."""
@@ -149,15 +187,21 @@ def validate_runs(
             ("slices busy", "share", ("utilization", "slices_mean"), limits.utilization_percent),
         )
     ]
+    if records is not None:
+        rows = [_with_intervals(row, records) for row in rows]
+    distance = _distance(measured["batch_size"]["histogram"], simulated["batch_size"]["histogram"])
+    if distance is not None:
+        rows.append(_distribution(distance, simulated, fresh, limits.distribution_percent))
     stages = _stages(measured, simulated)
     total = measured["stages_ms"]["total"]["mean"]
     unexplained_ms = simulated["stages_ms"]["total"]["mean"] - total if stages else 0.0
     return Validated(
         rows=tuple(rows),
         stages=stages,
+        judged_stages=_judged_stages(measured, simulated, records, limits.stage_percent) if stages else (),
         unexplained_ms=unexplained_ms,
         unexplained_percent=100.0 * unexplained_ms / total if total else 0.0,
-        batch_distance_percent=_distance(measured["batch_size"]["histogram"], simulated["batch_size"]["histogram"]),
+        batch_distance_percent=distance,
         per_request=None if records is None else per_request(*records),
         warnings=tuple(_warnings(measured, simulated, rows)),
     )
@@ -198,6 +242,88 @@ def _row(
         error_percent=error, fresh=mean, fresh_ci95=interval, fresh_error_percent=_error(here, mean),
         limit_percent=limit, verdict="missed" if here and there is None else _verdict(error, limit, here, here_ci),
     )  # fmt: skip
+
+
+def _with_intervals(row: ErrorRow, records: tuple[Records, Records]) -> ErrorRow:
+    """Intervals of what the summaries have none for, from the batches one after another."""
+    if row.metric not in ("mean batch", "slices busy") or row.measured is None or row.simulated is None:
+        return row
+    estimate = _batch_interval if row.metric == "mean batch" else _busy_interval
+    here, there = estimate(records[0], row.measured), estimate(records[1], row.simulated)
+    verdict = _verdict(row.error_percent, row.limit_percent or math.inf, row.measured, here)
+    return replace(row, measured_ci95=here, simulated_ci95=there, verdict=verdict)
+
+
+def _batch_interval(records: Records, value: float) -> tuple[float, float] | None:
+    rows = first_of_batch(records)
+    rows = rows[np.argsort(records.execution_start_ns[rows], kind="stable")]
+    return _around(value, mean_estimate(records.batch_size[rows]))
+
+
+def _busy_interval(records: Records, value: float) -> tuple[float, float] | None:
+    """Busy time in equal spans of the run, one after another; ``value`` is their mean."""
+    rows = first_of_batch(records)
+    start_ns, end_ns = records.execution_start_ns[rows], records.execution_end_ns[rows]
+    edges = np.linspace(start_ns.min(), end_ns.max(), BUSY_SPANS + 1)
+    inside = np.minimum(end_ns[:, None], edges[1:]) - np.maximum(start_ns[:, None], edges[:-1])
+    busy = np.maximum(inside, 0.0).sum(axis=0)
+    estimate = mean_estimate(busy)
+    return None if busy.mean() == 0 else _around(value, estimate.scaled(value / float(busy.mean())))
+
+
+def _around(value: float, estimate: Estimate) -> tuple[float, float] | None:
+    return None if estimate.half_width is None else (value - estimate.half_width, value + estimate.half_width)
+
+
+def _distribution(distance: float, simulated: Json, fresh: Sequence[Json], limit: float) -> ErrorRow:
+    """How far apart the batch sizes are, judged like an error; fresh draws say what chance alone makes of it."""
+    chance = [
+        found
+        for one in fresh
+        if (found := _distance(one["batch_size"]["histogram"], simulated["batch_size"]["histogram"])) is not None
+    ]
+    verdict = "met" if distance <= limit else "unsure" if chance and distance <= max(chance) else "missed"
+    mean, interval = _mean_of(chance)
+    return ErrorRow(
+        metric="batch sizes apart", unit="% of batches", measured=0.0, measured_ci95=None, simulated=distance,
+        simulated_ci95=None, error_percent=distance, fresh=mean, fresh_ci95=interval, fresh_error_percent=None,
+        limit_percent=limit, verdict=verdict,
+    )  # fmt: skip
+
+
+def _judged_stages(
+    measured: Json, simulated: Json, records: tuple[Records, Records] | None, limit: float
+) -> tuple[StageVerdict, ...]:
+    """Stages as both runs know them: those before execution are one where one of the two cannot tell them apart."""
+    known = [{stage for stage in STAGES if run["stages_ms"][stage]["mean"]} for run in (measured, simulated)]
+    to_batcher, waiting = ("generator_lag", "hop"), ("batching", "slice_queue")
+    groups: list[tuple[str, tuple[str, ...]]] = [
+        ("preprocessing and its line", ("preprocess_wait", "preprocess_service"))
+    ]
+    if all((stage in known[0]) == (stage in known[1]) for stage in ("hop", *waiting)):
+        groups += [
+            ("the way to the batcher", to_batcher),
+            ("batching", waiting[:1]),
+            ("waiting for a slice", waiting[1:]),
+        ]
+    else:
+        groups.append(("the way to the slice, batching", (*to_batcher, *waiting)))
+    groups += [("on the slice", ("slice_preprocess", "execution")), ("response", ("response",))]
+    total = measured["stages_ms"]["total"]["mean"]
+    found = []
+    for label, stages in groups:
+        here, there = (sum(run["stages_ms"][stage]["mean"] for stage in stages) for run in (measured, simulated))
+        if here == 0 and there == 0:
+            continue
+        intervals: list[tuple[float, float] | None] = [None, None]
+        if records is not None:
+            times = [sum(times_of_stage_ns(run, stage) for stage in stages) / NS_PER_MS for run in records]
+            intervals = [_around(value, mean_estimate(each)) for value, each in zip((here, there), times, strict=True)]
+        error = 100.0 * (there - here) / total if total else 0.0
+        half = 0.0 if intervals[0] is None or not total else 50.0 * (intervals[0][1] - intervals[0][0]) / total
+        verdict = "met" if abs(error) <= limit else "unsure" if half > limit and abs(error) <= half else "missed"
+        found.append(StageVerdict(label, here, there, intervals[0], intervals[1], error, limit, verdict))
+    return tuple(found)
 
 
 def _mean_of(values: Sequence[float]) -> tuple[float | None, tuple[float, float] | None]:
@@ -288,7 +414,7 @@ def stage_differences_ms(measured: Records, simulated: Records) -> dict[str, NDA
 def _warnings(measured: Json, simulated: Json, rows: Sequence[ErrorRow]) -> list[str]:
     found = [f"measured run: {text}" for text in measured["warnings"]]
     found += [f"simulated run: {text}" for text in simulated["warnings"] if text not in measured["warnings"]]
-    unsure = [row.metric for row in rows if row.verdict == "unsure"]
+    unsure = [row.metric for row in rows if row.verdict == "unsure" and row.measured_ci95 is not None]
     if unsure:
         found.append(
             f"the run is too short to judge {', '.join(unsure)}: the measured interval is wider than the limit"

@@ -71,6 +71,23 @@ def _stage_cells(found: Validated) -> list[tuple[str, ...]]:
     return [*rows, total] if rows else []
 
 
+VERDICT_HEADERS = ("stages together (mean)", "measured ms", "simulated ms", "of the latency", "limit", "verdict")
+
+
+def _verdict_cells(found: Validated) -> list[tuple[str, ...]]:
+    return [
+        (
+            row.label,
+            _value(row.measured_ms, row.measured_ci95),
+            _value(row.simulated_ms, row.simulated_ci95),
+            f"{row.of_latency_percent:+.1f} %",
+            f"{row.limit_percent:g} %",
+            row.verdict,
+        )
+        for row in found.judged_stages
+    ]
+
+
 def _sentences(found: Validated) -> list[str]:
     said = []
     if found.batch_distance_percent is not None:
@@ -92,6 +109,7 @@ def print_validation(found: Validated, console: Console, *, title: str) -> None:
     shows_fresh = any(row.fresh is not None for row in found.rows)
     _print(HEADERS if shows_fresh else HEADERS[:7], [_cells(row) for row in found.rows], console)
     _print(STAGE_HEADERS, _stage_cells(found), console)
+    _print(VERDICT_HEADERS, _verdict_cells(found), console)
     for text in _sentences(found):
         console.print(text, markup=False, soft_wrap=True)
     for text in found.warnings:
@@ -132,7 +150,7 @@ def validation_html(
         What was measured and modelled, as sentences.
     scenario_text : str
     """
-    counts = {name: sum(row.verdict == name for row in found.rows) for name in ("met", "unsure", "missed")}
+    counts = {name: sum(row.verdict == name for row in found.judged) for name in ("met", "unsure", "missed")}
     verdict = f"{counts['met']} figures within their limits, {counts['missed']} beyond"
     if counts["unsure"]:
         verdict += f", {counts['unsure']} unsure: the run is too short for them"
@@ -147,6 +165,7 @@ def validation_html(
         section(
             "Where the difference lies",
             html_table(STAGE_HEADERS, _stage_cells(found), total_row=True),
+            html_table(VERDICT_HEADERS, _verdict_cells(found)),
             list_items(_sentences(found)),
         ),
         *(
