@@ -1,8 +1,8 @@
 """Unary gRPC calls as Envoy hands them on: HTTP/1.1 with trailers over a Unix socket, one call at a time a connection.
 
 Envoy does what is the same for every server (HTTP/2, TLS, many clients); here a call is read, handed to its handler and
-answered, all in the event loop. gRPC's own server for Python costs five times as much a call, in threads that keep one
-another waiting.
+answered, all in the event loop. With gRPC's own server for Python, whose threads keep one another waiting, the front
+end answered a quarter as many.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from preba.errors import ServerError
 from runtime.access import Access
 from runtime.errors import RequestError
 
-__all__ = ["Call", "Method", "Service", "serve_calls"]
+__all__ = ["Call", "Method", "Service", "allow_files", "serve_calls"]
 
 LOGGER = logging.getLogger("preba.serve")
 FRAME_BYTES = 5
@@ -35,6 +35,8 @@ SPARE_FILES = 512
 """Open files for everything but calls."""
 _ENCODINGS = {"gzip": 31, "deflate": 15}
 """zlib's window bits, by the name gRPC has for a compression."""
+LONGEST_TEXT = 1000
+"""Characters of an error's text: headers have room for little more."""
 _PRINTABLE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 
 
@@ -116,6 +118,27 @@ class Service:
     message_bytes_max: int
 
 
+def allow_files(calls_max: int) -> None:
+    """Lets this process, and Envoy after it, open the files that so many calls at once need.
+
+    Envoy has one to the client and one to the front end for each call, if every client has a connection of its own.
+
+    Raises
+    ------
+    ServerError
+        So many files may not be open here.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * calls_max + SPARE_FILES
+    if hard != resource.RLIM_INFINITY and wanted > hard:
+        raise ServerError(
+            f"scenario.live.requests_max: {calls_max} calls at once need {wanted} open files, and {hard} are allowed "
+            "here (ulimit -Hn)"
+        )
+    if soft not in (resource.RLIM_INFINITY, hard):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 async def serve_calls(path: Path, service: Service, calls_max: int) -> asyncio.Server:
     """Listens on a Unix socket.
 
@@ -125,21 +148,7 @@ async def serve_calls(path: Path, service: Service, calls_max: int) -> asyncio.S
     service : Service
     calls_max : int
         Calls at once, which is connections at once.
-
-    Raises
-    ------
-    ServerError
-        So many files may not be open here.
     """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = calls_max + SPARE_FILES
-    if hard != resource.RLIM_INFINITY and wanted > hard:
-        raise ServerError(
-            f"scenario.live.requests_max: {calls_max} calls at once need {wanted} open files, and {hard} are allowed "
-            "here (ulimit -Hn)"
-        )
-    if soft != resource.RLIM_INFINITY and wanted > soft:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))  # Envoy inherits it
     loop = asyncio.get_running_loop()
     return await loop.create_unix_server(lambda: _Connection(service), path, backlog=calls_max)
 
@@ -151,16 +160,17 @@ class _Connection(asyncio.Protocol):
         self.call: Call | None = None
         self._service = service
         self._transport: asyncio.Transport | None = None
-        self._parser = httptools.HttpRequestParser(self)
+        self._parser: Any = httptools.HttpRequestParser(self)
         self._begin()
 
     def _begin(self) -> None:
         self._path = b""
         self._encoding = b"identity"
         self._authorization = b""
+        self._kind = b""
         self._parts: list[bytes] = []
         self._length = 0
-        self._refused = False
+        self._method: Method | None = None
 
     # -- asyncio's protocol ------------------------------------------------------------------------------------------
 
@@ -171,6 +181,8 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """A piece of a request."""
+        if self._parser is None:
+            return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -181,6 +193,7 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's
         """Envoy closes a connection whose client has gone away."""
         self._transport = None
+        self._parser = None  # the two know each other
         if self.call is not None:
             self.call.lost()
 
@@ -205,31 +218,45 @@ class _Connection(asyncio.Protocol):
             self._encoding = value
         elif name == b"authorization":
             self._authorization = value
+        elif name == b"content-type":
+            self._kind = value
+
+    def on_headers_complete(self) -> None:
+        """Whoever may not call, or calls what is not there, is told before anything is read."""
+        path = self._path.decode("latin-1")
+        method = self._method = self._service.methods.get(path)
+        if self._parser.get_method() != b"POST" or not self._kind.startswith(b"application/grpc"):
+            self._refuse(RequestError("INVALID_ARGUMENT", "this is a gRPC service: POST application/grpc"))
+        elif not self._service.access.allows(self._authorization):
+            self._refuse(RequestError("UNAUTHENTICATED", "a bearer token is needed"))
+        elif method is None:
+            self._refuse(RequestError("UNIMPLEMENTED", f"there is no {path}"))
+
+    def _refuse(self, error: RequestError) -> None:
+        """Answers before the end of the request; what comes of it is ignored, and Envoy ends the connection."""
+        self.call = Call(self)
+        self.call.fail(error)
+        self._method = None
+        self._parts.clear()
 
     def on_body(self, body: bytes) -> None:
         """A piece of its frame."""
+        if self._method is None:
+            return
         self._length += len(body)
         limit = self._service.message_bytes_max
         if self._length <= limit + FRAME_BYTES:
             self._parts.append(body)
-        elif not self._refused:
-            self._refused = True
-            self._parts.clear()
-            self.send(_failure(_too_large(limit), close=True))
-            if self._transport is not None:
-                self._transport.close()
+        else:
+            self._refuse(_too_large(limit))
 
     def on_message_complete(self) -> None:
         """All of it is there."""
-        if self._refused:
+        method = self._method
+        if method is None:
             return
         call = self.call = Call(self)
         try:
-            method = self._service.methods.get(self._path.decode("latin-1"))
-            if method is None:
-                raise RequestError("UNIMPLEMENTED", f"there is no {self._path.decode('latin-1')}")
-            if not self._service.access.allows(self._authorization):
-                raise RequestError("UNAUTHENTICATED", "a bearer token is needed")
             frame = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
             content = _message(frame, self._encoding, self._service.message_bytes_max)
             self._parts.clear()
@@ -267,6 +294,8 @@ def _message(frame: bytes, encoding: bytes, limit: int) -> bytes:
         raise RequestError("INTERNAL", f"the request does not decompress: {error}") from None
     if len(content) > limit:
         raise _too_large(limit)
+    if not packed.eof or packed.unused_data:
+        raise RequestError("INTERNAL", "the request is not one whole compressed message")
     return content
 
 
@@ -274,15 +303,15 @@ def _too_large(limit: int) -> RequestError:
     return RequestError("RESOURCE_EXHAUSTED", f"the request is larger than {limit} bytes (live.payload_max_mib)")
 
 
-def _failure(error: RequestError, *, close: bool = False) -> bytes:
+def _failure(error: RequestError) -> bytes:
     """An answer that is only an error."""
     status = grpc.StatusCode[error.code].value[0]
-    said = urllib.parse.quote(str(error), safe=_PRINTABLE)
-    more = "connection: close\r\n" if close else ""
+    text = str(error)
+    said = urllib.parse.quote(text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}...", safe=_PRINTABLE)
     return (
         "HTTP/1.1 200 OK\r\ncontent-type: application/grpc\r\ncontent-length: 0\r\n"
-        f"grpc-accept-encoding: identity,{','.join(_ENCODINGS)}\r\ngrpc-status: {status}\r\ngrpc-message: {said}\r\n"
-        f"{more}\r\n"
+        f"grpc-accept-encoding: identity,{','.join(_ENCODINGS)}\r\n"
+        f"grpc-status: {status}\r\ngrpc-message: {said}\r\n\r\n"
     ).encode("latin-1")
 
 

@@ -12,15 +12,16 @@ import os
 import shutil
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from preba.errors import MissingExtraError, ServerError
 from runtime.envoy_config import Door, ToSlices, ToSocket, envoy_config
 from runtime.processes import Child, Workplace
+from runtime.slices import FIRST_BACKOFF_S, LONGEST_BACKOFF_S, STEADY_S
 
 LOGGER = logging.getLogger("preba.serve")
 STOP_S = 2.0
-BACKOFF_S = 0.25
 
 
 def find_envoy() -> Path:
@@ -50,7 +51,7 @@ class Envoy:
     ----------
     workplace : Workplace
     door : Door
-        Its port must not be 0.
+        Once it is ready, a port of 0 has become the one it found.
     way : ToSlices or ToSocket
     """
 
@@ -64,8 +65,11 @@ class Envoy:
 
     async def start(self) -> None:
         """Starts it; it passes calls on as soon as it listens."""
-        self._config.write_text(json.dumps(envoy_config(self.door, self._way, self._admin)), encoding="utf-8")
+        self._configure()
         await self._start_once()
+
+    def _configure(self) -> None:
+        self._config.write_text(json.dumps(envoy_config(self.door, self._way, self._admin)), encoding="utf-8")
 
     async def _start_once(self) -> None:
         command = [
@@ -75,12 +79,21 @@ class Envoy:
         await self.child.start(command, os.environ)
 
     async def _keep(self) -> None:
-        """Starts it again whenever it ends."""
+        """Starts it again whenever it ends, later and later if it does not stay."""
+        pause_s = FIRST_BACKOFF_S
         while True:
+            began = time.monotonic()
             status = await self.child.wait()
             LOGGER.warning("Envoy (process %d) ended with %d; restarting", self.child.pid, status)
-            await asyncio.sleep(BACKOFF_S)
-            await self._start_once()
+            if time.monotonic() - began > STEADY_S:
+                pause_s = FIRST_BACKOFF_S
+            while not self.child.running:
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_BACKOFF_S)
+                try:
+                    await self._start_once()
+                except ServerError as error:
+                    LOGGER.warning("%s", error)
 
     async def ready(self, timeout_s: float) -> None:
         """Waits until it takes calls and, in front of slices, knows them all to be healthy.
@@ -97,6 +110,11 @@ class Envoy:
             if time.monotonic() > until:
                 raise ServerError(f"Envoy was not ready within {timeout_s:g} s:\n{self.child.log_tail()}")
             await asyncio.sleep(0.02)
+        if self.door.port == 0:
+            found = json.loads(await asyncio.to_thread(self._ask, "GET", "/listeners?format=json"))
+            address = found["listener_statuses"][0]["local_address"]["socket_address"]
+            self.door = replace(self.door, port=int(address["port_value"]))
+            self._configure()  # where it listens again if it has to be started again
         self._keeper = asyncio.create_task(self._keep(), name="keeper of Envoy")
 
     def _is_ready(self) -> bool:

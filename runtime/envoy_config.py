@@ -24,6 +24,8 @@ POLICIES: Mapping[str, Mapping[str, Any]] = {
     "least_outstanding": {"lb_policy": "LEAST_REQUEST", "least_request_lb_config": {"selection_method": "FULL_SCAN"}},
 }
 CONNECTIONS_MAX = 65536
+REQUEST_S = 60
+"""Within which a client must have sent a request."""
 _EXTENSIONS = "type.googleapis.com/envoy.extensions"
 
 
@@ -37,6 +39,8 @@ class Door:
     port : int
     requests_max : int
         Calls under way at once; one more is refused with UNAVAILABLE.
+    connections_max : int
+        Of clients; one more is closed at once.
     certificate, key : Path or None
         PEM files; both or neither.
     """
@@ -44,6 +48,7 @@ class Door:
     host: str
     port: int
     requests_max: int
+    connections_max: int
     certificate: Path | None = None
     key: Path | None = None
 
@@ -116,6 +121,9 @@ def envoy_config(door: Door, way: ToSlices | ToSocket, admin: Path) -> dict[str,
             "codec_type": "AUTO",
             "generate_request_id": False,
             "stream_idle_timeout": "0s",
+            # Until a request is there as a whole; an answer may take longer.
+            "request_timeout": f"{REQUEST_S}s",
+            "request_headers_timeout": f"{REQUEST_S}s",
             "http2_protocol_options": {"max_concurrent_streams": CONNECTIONS_MAX},
             "http_filters": [*filters, router],
             "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]},
@@ -146,6 +154,18 @@ def envoy_config(door: Door, way: ToSlices | ToSocket, admin: Path) -> dict[str,
         "filter_chains": [chain],
     }
     return {
+        "overload_manager": {
+            "resource_monitors": [
+                {
+                    "name": "envoy.resource_monitors.global_downstream_max_connections",
+                    "typed_config": {
+                        "@type": f"{_EXTENSIONS}.resource_monitors.downstream_connections.v3."
+                        "DownstreamConnectionsConfig",
+                        "max_active_downstream_connections": door.connections_max,
+                    },
+                }
+            ]
+        },
         "admin": {"address": {"pipe": {"path": str(admin), "mode": 0o600}}},
         "static_resources": {"listeners": [listener], "clusters": clusters},
     }
@@ -232,7 +252,8 @@ def _to_slices(door: Door, way: ToSlices) -> _Parts:
 
 
 def _address(host: str, port: int) -> dict[str, Any]:
-    return {"socket_address": {"address": "127.0.0.1" if host == "localhost" else host, "port_value": port}}
+    more = {"ipv4_compat": True} if host == "::" else {}
+    return {"socket_address": {"address": host, "port_value": port, **more}}
 
 
 def _protocol(options: dict[str, Any]) -> dict[str, Any]:

@@ -138,7 +138,8 @@ class KServe:
 
     def _infer(self, request: Any, call: Call) -> None:  # noqa: ANN401 - a message
         received_ns = time.monotonic_ns()
-        ticket = self._ticket(request, received_ns, lambda ticket: _reply(call, ticket, request.id))
+        request_id = request.id  # not the whole message, for as long as the answer takes
+        ticket = self._ticket(request, received_ns, lambda ticket: _reply(call, ticket, request_id))
         call.cancelled = lambda: self._front_end.abandon(ticket)
         self._front_end.submit(ticket)
 
@@ -187,6 +188,8 @@ def _answered(action: Callable[[Any], Any]) -> Callable[[Any, Call], None]:
 
 def _reply(call: Call, ticket: Ticket, request_id: str) -> None:
     """Sends what became of a request."""
+    if ticket.abandoned:
+        return
     if ticket.error is not None:
         call.fail(ticket.error)
         return

@@ -1,4 +1,4 @@
-"""Health and metrics of a server whose slices batch for themselves behind Envoy: theirs, put together."""
+"""Health and metrics of a server whose slices batch for themselves: theirs, put together."""
 
 from __future__ import annotations
 

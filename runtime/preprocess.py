@@ -72,12 +72,15 @@ class WorkerPlan:
     visible_device: str | None = None
 
 
+WORKER_NICE = 5
+"""On cores that they share the front end goes first: it has little to do, and batches wait for it."""
 _worker: dict[str, Any] = {}  # of a worker process: filled once, when it starts
 
 
 def _begin(plan: WorkerPlan) -> None:
     from accel.executors import build_preprocessor
 
+    os.nice(WORKER_NICE)
     os.setsid()  # its own process group, which the janitor can end; and a terminal's interrupt is for the server
     if plan.visible_device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = plan.visible_device

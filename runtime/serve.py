@@ -18,7 +18,7 @@ from preba.scenario.live import EmulatedSlices
 from preba.scenario.resolve import ResolvedScenario
 from preba.serving import plan_servers
 from runtime.access import Access
-from runtime.calls import Service, serve_calls
+from runtime.calls import Service, allow_files, serve_calls
 from runtime.decisions import DecisionLog
 from runtime.envoy import Envoy
 from runtime.envoy_config import Backend, Door, ToSlices, ToSocket
@@ -29,7 +29,7 @@ from runtime.metrics import render
 from runtime.native import SlicesBehindEnvoy
 from runtime.placement import is_native, longest_audio_ns, place_preprocessing, place_slice, slowest_table, worker_count
 from runtime.preprocess import Turns
-from runtime.processes import Workplace, free_ports
+from runtime.processes import Workplace
 from runtime.slices import AnySlice, NullSlice
 from runtime.triton.install import find_triton
 
@@ -60,6 +60,20 @@ class Listen:
     certificate: Path | None = None
     key: Path | None = None
 
+    def address(self) -> str:
+        """The host as an IP address, IPv4 where it has one.
+
+        Raises
+        ------
+        ServerError
+            Nobody knows the host.
+        """
+        try:
+            found = socket.getaddrinfo(self.host, None, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise ServerError(f"--host {self.host}: {error.strerror}") from error
+        return str(min(found, key=lambda one: one[0] != socket.AF_INET)[4][0])
+
     def check_free(self) -> None:
         """Tries both addresses, before anything is started for them.
 
@@ -68,12 +82,12 @@ class Listen:
         ServerError
             Somebody listens there already, or nobody may.
         """
-        host = "127.0.0.1" if self.host == "localhost" else self.host
+        address = self.address()
         for port, option in ((self.grpc_port, "--grpc-port"), (self.http_port, "--http-port")):
-            with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:
-                    probe.bind((host, port))
+                    probe.bind((address, port))
                 except OSError as error:
                     raise ServerError(
                         f"{self.host}:{port}: cannot listen there ({error.strerror}); {option} chooses another"
@@ -119,7 +133,7 @@ class LiveServer:
     Attributes
     ----------
     front_end : FrontEnd or None
-        ``None`` behind Envoy, where every Triton server batches for itself.
+        ``None`` where every Triton server batches for itself.
     grpc_port, http_port : int
         Where it listens.
     """
@@ -149,6 +163,7 @@ class LiveServer:
 
     async def _start(self) -> None:
         self.listen.check_free()
+        allow_files(self.resolved.scenario.live.requests_max + SPARE_CALLS)
         self._tls = self.listen.tls()
         if self.resolved.scenario.events:
             event = self.resolved.scenario.events[0]
@@ -223,7 +238,9 @@ class LiveServer:
         backends = []
         for one in self.slices.values():
             if isinstance(one, NullSlice):
-                raise UnsupportedError("scenario.live.slices.null: works with the front end only, not behind Envoy")
+                raise UnsupportedError(
+                    "scenario.live.slices.null: works with the front end only, not where Triton batches"
+                )
             backends.append(Backend(one.triton.grpc_port, one.triton.http_port))
         scenario = self.resolved.scenario
         way = ToSlices(
@@ -233,19 +250,23 @@ class LiveServer:
             message_bytes_max=int(scenario.live.payload_max_mib * MEBI),
             retry=scenario.server.on_slice_loss == "retry",
         )
-        self._envoy = self._door(way, scenario.live.requests_max)
-        await self._envoy.start()
-        await self._envoy.ready(scenario.live.ready_timeout_s)
+        envoy = await self._open(way, scenario.live.requests_max)
         behind = SlicesBehindEnvoy(self.slices)
-        await self._listen_http(HttpApi(lambda: behind.ready, behind.metrics, self.listen.access))
+        await self._listen_http(
+            HttpApi(lambda: behind.ready and envoy.child.running, behind.metrics, self.listen.access)
+        )
 
-    def _door(self, way: ToSlices | ToSocket, requests_max: int) -> Envoy:
-        """What clients connect to; it is stopped when everything is."""
+    async def _open(self, way: ToSlices | ToSocket, requests_max: int) -> Envoy:
+        """Starts what clients connect to; it is stopped when everything is."""
         listen = self.listen
-        self.grpc_port = listen.grpc_port or free_ports(1)[0]
-        door = Door(listen.host, self.grpc_port, requests_max, listen.certificate, listen.key)
-        envoy = Envoy(self.workplace, door, way)
+        door = Door(
+            listen.address(), listen.grpc_port, requests_max, requests_max + SPARE_CALLS, listen.certificate, listen.key
+        )
+        envoy = self._envoy = Envoy(self.workplace, door, way)
         self._stack.push_async_callback(envoy.stop)
+        await envoy.start()
+        await envoy.ready(self.resolved.scenario.live.ready_timeout_s)
+        self.grpc_port = envoy.door.port
         return envoy
 
     async def _listen(self, front_end: FrontEnd) -> None:
@@ -255,10 +276,10 @@ class LiveServer:
         service = Service(KServe(front_end).methods(), self.listen.access, int(live.payload_max_mib * MEBI))
         calls = await serve_calls(path, service, calls_max)
         self._stack.callback(calls.close)
-        self._envoy = self._door(ToSocket(path), calls_max)
-        await self._envoy.start()
-        await self._envoy.ready(live.ready_timeout_s)
-        await self._listen_http(HttpApi(lambda: front_end.ready, lambda: _rendered(front_end), self.listen.access))
+        envoy = await self._open(ToSocket(path), calls_max)
+        await self._listen_http(
+            HttpApi(lambda: front_end.ready and envoy.child.running, lambda: _rendered(front_end), self.listen.access)
+        )
 
     async def _listen_http(self, api: HttpApi) -> None:
         listen = self.listen

@@ -21,6 +21,7 @@ from preba.cli.triton_threads import (
     IDLE_NS,
     Race,
     Wakeup,
+    delay_ns,
     head_waits_us,
     lost_wakeups,
     overtakings,
@@ -30,11 +31,12 @@ from preba.cli.triton_threads import (
     with_wakeup,
 )
 from preba.figures import Figure
-from preba.jitter import EmpiricalJitter, JitterConfig, LogNormalJitter
+from preba.jitter import EmpiricalJitter, JitterConfig
 from preba.preprocessing import CpuPreprocessing, DaliSlicePreprocessing, NoPreprocessing
 from preba.preprocessing_costs import AudioCost, CpuCosts, ImageCost
 from preba.profile import LatencyProfile, profile_from_dict
 from preba.records import Records
+from preba.scenario.live import EmulatedSlices
 from preba.scenario.resolve import ResolvedScenario, resolve
 from preba.scenario.schema import Model, Overheads, Scenario
 from runtime.load.run import Played
@@ -129,16 +131,20 @@ def spread_of(factors: Sequence[float] | Array) -> JitterConfig | None:
     return EmpiricalJitter(kind="empirical", factors=tuple(round(float(value), 4) for value in quantiles))
 
 
-def slowdown(resolved: ResolvedScenario, profile: LatencyProfile, model: int, rehearsed: Played) -> float:
-    """How much longer batches take under the load than one at a time: slices that share cores or memory are slower."""
+def execution_ratios(resolved: ResolvedScenario, profile: LatencyProfile, model: int, rehearsed: Played) -> Array:
+    """How long each batch of a model took, divided by what the profile says of it."""
     records = rehearsed.result.records
     records = records.select(records.served & (records.model_index == model))
     rows = np.unique(records.batch_id, return_index=True)[1]
-    if len(rows) < ALONE_MIN:
-        return 1.0
     took_ns = records.execution_end_ns - records.execution_start_ns
     expected_ns = _expected_ns(resolved, [profile] * len(resolved.models), records)
-    return trimmed_mean((took_ns / expected_ns)[rows])
+    ratios: Array = (took_ns / np.maximum(expected_ns, 1))[rows]
+    return ratios
+
+
+def slowdown(ratios: Array) -> float:
+    """How much longer batches take under the load than one at a time: slices that share cores or memory are slower."""
+    return trimmed_mean(ratios) if len(ratios) >= ALONE_MIN else 1.0
 
 
 def slowed(profile: LatencyProfile, factor: float) -> LatencyProfile:
@@ -187,7 +193,7 @@ def gaps_between_batches(
 def between(resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], played: Played) -> list[float]:
     """What slices took from one batch to the next although requests waited, in microseconds."""
     found = gaps_between_batches(resolved, profiles, [played], IDLE_NS)
-    return [gap for gaps in found.values() for gap in gaps] or [0.0]
+    return [gap for gaps in found.values() for gap in gaps]
 
 
 def turnaround(
@@ -210,7 +216,7 @@ def turnaround(
     if race is not None and race.permille:
         kept = 1.0 - race.permille / 1e3
         found = {size: sorted(gaps)[: math.ceil(kept * len(gaps))] for size, gaps in found.items()}
-    moved = shifted(line, found)
+    moved = shifted(line, found, steady_mean)
     return moved, spread_of(relative(found, moved)) or spread_of(relative(busy, line))
 
 
@@ -282,10 +288,11 @@ def calibrate(
         Slices always busy, with batches of several sizes.
     """
     scenario = resolved.scenario
-    factors = [
-        slowdown(resolved, profile, model.index, rehearsed)
+    ratios = [
+        execution_ratios(resolved, profile, model.index, rehearsed)
         for profile, model in zip(profiles, resolved.models, strict=True)
     ]
+    factors = [slowdown(each) for each in ratios]
     profiles = [slowed(profile, factor) for profile, factor in zip(profiles, factors, strict=True)]
     alone = idle.result.records.select(idle.result.records.served)
     records = rehearsed.result.records.select(rehearsed.result.records.served)
@@ -304,7 +311,7 @@ def calibrate(
         for profile, factor in zip(profiles, factors, strict=True)
     ]
     changes: dict[str, Any] = {}
-    held_us, spread, front = 0.0, dict[str, float](), before_batcher_us(records)[0]
+    held_us, spread, front = 0.0, dict[str, JitterConfig | None](), before_batcher_us(records)[0]
     backend = preprocessing_backend(resolved)
     worked = bool((records.preprocess_end_ns > records.preprocess_start_ns).any())
     if backend != "none" and not isinstance(scenario.preprocessing, NoPreprocessing) and not worked:
@@ -350,15 +357,14 @@ def calibrate(
         # In a closed loop requests come in bursts, while the slice that answered still turns round.
         loop = isinstance(scenario.models[0].arrivals, ClosedLoopArrivals)
         front = head_waits_us(resolved, alone if loop else records, limit)
-        longer_us = way_under_load(idle, rehearsed) if scenario.server.topology == "central" else None
-        quiet = head_waits_us(resolved, alone, limit)
         if len(front) < ALONE_MIN:
-            front = quiet
-        front_spread = (
-            spread_of((front - threads.us) / max(steady_mean(front) - threads.us, 1.0)) if len(front) else None
-        )
-        if longer_us is not None:
-            front = quiet + longer_us
+            front = head_waits_us(resolved, alone, limit)
+        if len(front):
+            middle_us = max(steady_mean(front) - threads.us, 1.0)
+            front_spread = spread_of((front - threads.us) / middle_us)
+            way_us = way_under_load(resolved, idle, rehearsed) if scenario.server.topology == "central" else None
+            if way_us is not None:
+                front = front + (way_us - float(steady_mean(front)))
     elif len(front) < ALONE_MIN:
         front = before_batcher_us(alone)[0]
     front_us = max(steady_mean(front) - threads.us - held_us, 0.0) if len(front) else 0.0
@@ -389,9 +395,10 @@ def calibrate(
         fields: dict[str, Any] = {"execution_profile": profile, "batcher": with_wakeup(model.batcher, threads)}
         if "preprocessing" in changes and isinstance(scenario.preprocessing, DaliSlicePreprocessing):
             fields["slices"] = tuple(resolved.models[len(models)].slice_indices)  # those of preprocessing stay free
-        cv = spread.get(profile.modality, 0.0)
-        if model.preprocess_jitter is None and cv > 0:
-            fields["preprocess_jitter"] = LogNormalJitter(kind="lognormal", cv=cv)
+        if model.execution_jitter is None and not isinstance(scenario.live.slices, EmulatedSlices):
+            fields["execution_jitter"] = spread_of(ratios[len(models)])  # emulated slices take the time they are told
+        if model.preprocess_jitter is None:
+            fields["preprocess_jitter"] = spread.get(profile.modality)
         models.append(model.model_copy(update=fields))
     changes["models"] = tuple(models)
     calibrated = scenario.model_copy(update=changes)
@@ -401,10 +408,9 @@ def calibrate(
             known = resolve(calibrated, folder=resolved.folder)
             race = overtakings(known, rehearsed.trace, rehearsed.result.records, limit)
         if race is not None and race.permille is None and not triton.prefetching:
-            seen_us = steady_mean(between(resolved, profiles, rehearsed))
             race = wakeups_by_gaps(
-                resolve(calibrated, folder=resolved.folder), rehearsed.trace, seen_us,
-                lambda run: steady_mean(between(resolved, profiles, Played(run.result, run.trace, {}, (), ()))),
+                resolve(calibrated, folder=resolved.folder), rehearsed.trace, between(resolved, profiles, rehearsed),
+                lambda run: between(resolved, profiles, Played(run.result, run.trace, {}, (), ())),
             )  # fmt: skip
         if race is not None:
             notes.append(race.text)
@@ -418,19 +424,19 @@ def _varies(spread: JitterConfig | None) -> str:
     return "" if spread is None else f"; coefficient of variation {spread.factor_cv():.2f}"
 
 
-def way_under_load(idle: Played, rehearsed: Played) -> float | None:
-    """How much longer the ways to the server's queue and from it to the slice take under the load, in microseconds.
+def way_under_load(resolved: ResolvedScenario, idle: Played, rehearsed: Played) -> float | None:
+    """The ways to the server's queue and from it to the slice under the load, in microseconds, the mean.
 
-    What passes from schedule to execution, without the time that the server itself counts as waiting in its queue;
-    ``None`` where it counts nothing.
+    What passes from schedule to execution, without the time that the server's statistics count as waiting in its queue
+    but for what a lone request waits there too, beyond the batcher's delay; ``None`` where the server counts nothing.
     """
-    ways_us = []
-    for played in (idle, rehearsed):
-        records = played.result.records.select(played.result.records.served)
-        if played.queue_us is None or len(records) == 0:
-            return None
-        ways_us.append(float((records.execution_start_ns - records.scheduled_ns).mean()) / 1e3 - played.queue_us)
-    return ways_us[1] - ways_us[0]
+    records = rehearsed.result.records.select(rehearsed.result.records.served)
+    batcher = resolved.models[0].config.batcher
+    if rehearsed.queue_us is None or idle.queue_us is None or len(records) == 0:
+        return None
+    alone_us = idle.queue_us - (delay_ns(batcher) / 1e3 if isinstance(batcher, TritonBatcher) else 0.0)
+    way_us = float((records.execution_start_ns - records.scheduled_ns).mean()) / 1e3 - rehearsed.queue_us
+    return way_us + max(alone_us, 0.0)
 
 
 def between_items_us(records: Records) -> float:
@@ -446,14 +452,14 @@ def between_items_us(records: Records) -> float:
 
 def _preprocessing_costs(
     resolved: ResolvedScenario, records: Records, facts: dict[str, str], held_us: float
-) -> tuple[CpuCosts, dict[str, float], Array]:
+) -> tuple[CpuCosts, dict[str, JitterConfig | None], Array]:
     """What inputs cost: lines by their size, their spread by modality, and what passes before without any work.
 
     A worker is also held from one input to the next, and larger messages take longer to get to it.
     """
     took_us = (records.preprocess_end_ns - records.preprocess_start_ns) / 1e3
     sections: dict[str, Any] = {}
-    spread: dict[str, float] = {}
+    spread: dict[str, JitterConfig | None] = {}
     before_us, free = before_batcher_us(records)
     way_us = np.zeros(len(records))
     for modality, sizes, unit, names, kind in (
@@ -473,7 +479,8 @@ def _preprocessing_costs(
         way_us[mine] *= sizes[mine]
         residual = took_us[mine] - line.fixed_us - line.slope_us * sizes[mine]
         text = f"line through {int(mine.sum())} requests; standard deviation from it {float(residual.std()):.0f} us"
-        spread[modality] = float(residual.std() / (took_us[mine].mean() + held_us))
+        expected_us = np.maximum(took_us[mine] - residual + held_us, 1.0)
+        spread[modality] = spread_of((took_us[mine] + held_us) / expected_us)
         values = zip(names, (line.fixed_us + held_us, line.slope_us + per_unit_us), strict=True)
         sections[modality] = kind(
             **{name: Figure.model_validate({"value": value, "notes": text, **facts}) for name, value in values}

@@ -25,8 +25,8 @@ from preba.trace import Trace
 from sim.run import DEFAULT_ENGINE, Simulation, simulate
 
 __all__ = [
-    "IDLE_NS", "Race", "Wakeup", "head_waits_us", "lost_wakeups", "overtakings", "wakeup", "wakeups_by_gaps",
-    "with_race", "with_wakeup",
+    "IDLE_NS", "Race", "Wakeup", "delay_ns", "head_waits_us", "lost_wakeups", "overtakings", "wakeup",
+    "wakeups_by_gaps", "with_race", "with_wakeup",
 ]  # fmt: skip
 
 IDLE_NS = 2_000_000
@@ -38,6 +38,9 @@ TRIES_MIN = 50
 CLEAR_NS = 2_500_000
 LATE_NS = 2_000_000
 CONTRAST = 0.05
+GAPS_MIN = 25
+TICK_US = 500_000.0
+"""After which a batcher that sleeps on looks by itself."""
 SHARES = (0, 100, 200, 300, 400, 500, 600, 800, 1000)
 
 
@@ -211,7 +214,10 @@ def lost_wakeups(resolved: ResolvedScenario, records: Records, usual_ns: Callabl
 
 
 def wakeups_by_gaps(
-    calibrated: ResolvedScenario, trace: Trace, seen_us: float, mean_gap_us: Callable[[Simulation], float]
+    calibrated: ResolvedScenario,
+    trace: Trace,
+    seen_us: Sequence[float],
+    gaps_us: Callable[[Simulation], Sequence[float]],
 ) -> Race:
     """How often the batcher sleeps on, from how long slices are left alone although requests wait.
 
@@ -224,19 +230,32 @@ def wakeups_by_gaps(
         With everything else that was measured, and the turnaround without lost wake-ups.
     trace : Trace
         Of the rehearsal.
-    seen_us : float
-        The measured mean.
-    mean_gap_us : callable
+    seen_us : sequence of float
+        Measured gaps.
+    gaps_us : callable
         The same of a simulation.
+
+    Returns
+    -------
+    Race
+        The share is unknown where there are too few gaps, and 0 where they are the same whatever the share.
     """
     trace = _with_spread(calibrated, trace)
-    means = [mean_gap_us(_with_share(calibrated, trace, permille)) for permille in SHARES]
-    if means[-1] - means[0] < CONTRAST * means[0]:
+    found = [gaps_us(_with_share(calibrated, trace, permille)) for permille in SHARES]
+    if min(len(gaps) for gaps in (seen_us, *found)) < GAPS_MIN:
+        return Race(
+            None,
+            "Triton's lost wake-ups: too few requests waited for a slice to tell how often they happen; the usual "
+            "share is assumed",
+        )
+    seen, *means = (float(np.minimum(gaps, TICK_US).mean()) for gaps in (seen_us, *found))
+    rising = [place for place, mean in enumerate(means) if mean > max(means[:place], default=-1.0)]
+    if means[rising[-1]] - means[0] <= CONTRAST * means[0]:
         return Race(0, "Triton's lost wake-ups make no difference here: something always wakes the batcher at once")
-    permille = round(float(np.interp(seen_us, np.maximum.accumulate(means), SHARES)))
+    permille = round(float(np.interp(seen, [means[place] for place in rising], [SHARES[place] for place in rising])))
     text = (
         f"Triton's batcher overtakes the backend thread at {permille / 10:g} % of batch ends and sleeps on: slices "
-        f"that requests wait for are left alone for {seen_us:.0f} us, {means[0]:.0f} us if it never does"
+        f"that requests wait for are left alone for {seen:.0f} us, {means[0]:.0f} us if it never does"
     )
     return Race(permille, text)
 

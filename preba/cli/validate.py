@@ -64,8 +64,7 @@ def validate(
             write_verdict(out, resolved.scenario.name, found, notes)
             console.print(f"report: {out / 'validation.html'}", markup=False)
         show(resolved.scenario.name, found, notes, as_json=as_json, what="measured by others and simulated")
-        if found.missed and not report_only:
-            raise typer.Exit(1)
+        end(found, report_only=report_only)
         return
     plan = ValidationPlan(repeats=repeats, idle_requests=idle_requests, fresh=fresh, payloads=payloads)
     compared = live_and_simulated(resolved, plan, lambda text: console.print(text, markup=False))
@@ -74,7 +73,12 @@ def validate(
         console.print(f"report: {out / 'validation.html'}", markup=False)
     name = compared.calibrated.scenario.name
     show(name, compared.found, compared.notes, as_json=as_json, what="measured live and simulated")
-    if compared.found.missed and not report_only:
+    end(compared.found, report_only=report_only)
+
+
+def end(found: Validated, *, report_only: bool) -> None:
+    """Exit code 1 where a limit is missed."""
+    if found.missed and not report_only:
         raise typer.Exit(1)
 
 

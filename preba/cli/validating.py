@@ -214,7 +214,8 @@ def compare_runs(
     drawn = draw_scenario_trace(calibrated)
     sent: Trace = replace(
         played.trace, jpeg_bytes=records.jpeg_bytes, audio_ns=records.audio_ns,
-        preprocess_factor=drawn.preprocess_factor, overhead_factor=drawn.overhead_factor,
+        preprocess_factor=drawn.preprocess_factor, execution_factor=drawn.execution_factor,
+        overhead_factor=drawn.overhead_factor,
     )  # fmt: skip
     simulation = simulate(calibrated, engine=DEFAULT_ENGINE, trace=sent)
     context = report_context(calibrated, simulation)

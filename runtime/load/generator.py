@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import heapq
 import time
 from collections import Counter, deque
@@ -27,6 +28,7 @@ from runtime.alarm import Alarm
 from runtime.load.wire import INFER, TIMES, Messages, outcome_of, read_answer
 
 REPORT_S = 0.2
+CONNECT_S = 10.0
 Progress = Callable[[int, int], None]
 
 
@@ -105,6 +107,7 @@ class Generator:
         self._waiting: set[asyncio.Task[None]] = set()
         self._done = 0
         self._all_done = asyncio.Event()
+        self._failure: Exception | None = None
 
     def play(self, progress: Progress | None = None) -> Observed:
         """Sends everything and waits for every answer; an interrupt ends it early and keeps what is done."""
@@ -127,9 +130,12 @@ class Generator:
 
     async def _play(self, progress: Progress | None) -> None:
         channels = self._connect()
+        self._alarm = Alarm(asyncio.get_running_loop(), self._send_due)
+        gc.collect()
+        gc.freeze()  # a search of all there is would be the slowest request
         try:
             for channel in channels:
-                await channel.channel_ready()
+                await asyncio.wait_for(channel.channel_ready(), CONNECT_S)
             self._calls = [
                 channel.unary_unary(
                     INFER,
@@ -138,17 +144,19 @@ class Generator:
                 )
                 for channel in channels
             ]
-            self._alarm = Alarm(asyncio.get_running_loop(), self._send_due)
             self.observed.started_ns = time.monotonic_ns()
             self._prepare()
             self._send_due()
             while not self._finished():
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._all_done.wait(), REPORT_S)
+                if self._failure is not None:
+                    raise self._failure
                 if progress is not None:
                     progress(self._done, len(self._trace))
-            self._alarm.close()
         finally:
+            self._alarm.close()
+            gc.unfreeze()
             for channel in channels:
                 await channel.close()
 
@@ -170,16 +178,29 @@ class Generator:
                 self._ready = (row, self._messages[int(self._trace.model_index[row])].request(row))
 
     def _send_due(self) -> None:
-        """Sends everything whose time has come and sets the alarm for the next."""
-        while self._queue:
-            due_ns, row = self._queue[0]
-            if self.observed.started_ns + due_ns > time.monotonic_ns():
-                break
+        """Sends the next request if its time has come, and has itself called when that of the one after it comes.
+
+        Not more than one at a time: a call leaves when the loop goes on.
+        """
+        try:
+            if self._queue and self._due_ns() <= time.monotonic_ns():
+                self._prepare()
+                due_ns, row = heapq.heappop(self._queue)
+                self._send(row, due_ns)
             self._prepare()
-            heapq.heappop(self._queue)
-            self._send(row, due_ns)
-        self._prepare()
-        self._alarm.set(self.observed.started_ns + self._queue[0][0] if self._queue else None)
+            if not self._queue:
+                self._alarm.set(None)
+            elif self._due_ns() <= time.monotonic_ns():
+                asyncio.get_running_loop().call_soon(self._send_due)
+            else:
+                self._alarm.set(self._due_ns())
+        except Exception as error:
+            self._failure = error
+            self._all_done.set()
+
+    def _due_ns(self) -> int:
+        """When the next request is to be sent."""
+        return self.observed.started_ns + self._queue[0][0]
 
     def _send(self, row: int, due_ns: int) -> None:
         columns = self.observed.columns

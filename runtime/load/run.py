@@ -170,11 +170,15 @@ def play(
         trace, messages, target.connect_in_loop, timeout_s=timeout_s, in_flight_max=in_flight_max,
         metadata=target.metadata,
     )  # fmt: skip
-    observed = generator.play(progress)
+    try:
+        observed = generator.play(progress)
+    except TimeoutError as error:
+        raise ServerError(f"--url {target.url}: nobody answers there any more") from error
     queue_us = None
     if before is not None:
-        with contextlib.closing(target.connect()[0]) as channel:
-            after = _queued(channel, target, names)
+        with contextlib.ExitStack() as stack:
+            again = [stack.enter_context(contextlib.closing(channel)) for channel in target.connect()]
+            after = _queued(again[0], target, names)
         if after is not None and after[0] > before[0]:
             queue_us = (after[1] - before[1]) / 1e3 / (after[0] - before[0])
     records = records_of(observed, trace, messages)

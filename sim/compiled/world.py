@@ -71,7 +71,9 @@ class RunMemory:
         self._put("trace_scheduled_ns", trace.scheduled_ns)
         self._put("trace_model", trace.model_index)
         self._put("trace_factor", trace.execution_factor)
-        self._put_overheads(np.ascontiguousarray(trace.overhead_factor) if model.overheads_vary else np.ones((1, 3)))
+        factors = np.ascontiguousarray(trace.overhead_factor) if model.overheads_vary and count else np.ones((1, 3))
+        self.kept.append(factors)
+        self._put_overheads(factors)
         draws = np.ascontiguousarray(trace.balancer_draw, dtype=np.float64)
         if len(draws) == 0:
             draws = np.zeros((1, 2))
@@ -109,10 +111,7 @@ class RunMemory:
         self._put("model_closed_end", ends)
 
     def _put_overheads(self, factors: Array) -> None:
-        """Three columns side by side."""
-        if len(factors) == 0:
-            factors = np.ones((1, 3))
-        self.kept.append(factors)
+        """Three columns side by side, of an array that somebody keeps."""
         for part, name in enumerate(("frontend", "turnaround", "response")):
             self.arrays[f"trace_{name}_factor"] = factors.reshape(-1)[part:]
 

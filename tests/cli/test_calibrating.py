@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ from preba.batching.triton_config import TritonQuirks
 from preba.cli.calibrating import (
     answers_after_batch,
     calibrate,
+    execution_ratios,
     gaps_between_batches,
     line_by_size,
     slowdown,
     slowed,
+    spread_of,
     steady_mean,
+    way_under_load,
 )
 from preba.cli.rehearsing import rehearsal
 from preba.cli.triton_threads import (
@@ -84,9 +88,9 @@ def test_slices_that_are_slower_under_load_are_seen(toy: Any) -> None:
     profile = resolved.models[0].execution
     quick = slowed(profile, 1 / 1.2)
     assert quick.latency_ns("7g.40gb", 3, None) == pytest.approx(profile.latency_ns("7g.40gb", 3, None) / 1.2, rel=1e-4)
-    assert slowdown(resolved, quick, 0, played(resolved)) == pytest.approx(1.2, rel=1e-3)
+    assert slowdown(execution_ratios(resolved, quick, 0, played(resolved))) == pytest.approx(1.2, rel=1e-3)
     few = triton(toy, 1, 100.0, requests=20)
-    assert slowdown(few, quick, 0, played(few)) == 1.0
+    assert slowdown(execution_ratios(few, quick, 0, played(few))) == 1.0
 
 
 @pytest.mark.parametrize("delay_us", [0, 5000])
@@ -159,6 +163,61 @@ def test_calibration_gives_back_the_scenario_that_was_run(toy: Any) -> None:
         assert getattr(over, name) == pytest.approx(value, rel=0.05), name
     assert quirks.batcher_first_permille == pytest.approx(150, abs=60)
     assert any("overtakes" in note for note in found.notes)
+
+
+def test_spreads_of_overheads_are_found(toy: Any) -> None:
+    """Coefficients of variation of 0.6, 0.2 and 0.4 come back, each at its own place."""
+    plain = triton(toy, 7, 100.0, requests=8000)
+    told_cv = {"frontend": 0.6, "turnaround": 0.2, "response": 0.4}
+    jitters = {f"{name}_jitter": {"kind": "lognormal", "cv": cv} for name, cv in told_cv.items()}
+    overheads = Overheads.model_validate({**OVERHEADS, **jitters})
+    server = plain.scenario.server.model_copy(update={"overheads": overheads})
+    known = resolve(plain.scenario.model_copy(update={"server": server}), folder=plain.folder)
+    run, busy = played(known), triton(toy, 1, 220.0, requests=8000)
+    server = busy.scenario.server.model_copy(update={"overheads": overheads})
+    busy = resolve(busy.scenario.model_copy(update={"server": server}), folder=busy.folder)
+    found = calibrate(known, [known.models[0].execution], run, run, [played(busy)]).scenario.server.overheads
+    for name, cv in told_cv.items():
+        assert getattr(found, f"{name}_jitter").factor_cv() == pytest.approx(cv, rel=0.25), name
+
+
+def test_spread_leaves_out_a_machine_that_stood_still_and_few_values() -> None:
+    """A hundred quantiles of mean 1; a second among milliseconds does not count, and ten values are no spread."""
+    usual = np.random.default_rng(2).gamma(16.0, 1 / 16.0, 4000)
+    found = spread_of(np.append(usual, [500.0] * 20))
+    assert found is not None
+    assert found.factor_cv() == pytest.approx(0.25, rel=0.05)
+    assert len(found.factors) == 100
+    assert spread_of(usual[:10]) is None
+    assert spread_of([]) is None
+
+
+def test_way_under_load_is_what_the_queue_does_not_explain(toy: Any) -> None:
+    """20 ms until execution of which 5 are queue, but for the 1 ms that a lone request waits there beyond its delay."""
+    resolved = triton(toy, 1, 100.0, requests=50, max_queue_delay_us=2000)
+    run = played(resolved)
+    records = run.result.records
+
+    def after(wait_ms: float, queue_us: float | None) -> Played:
+        start_ns = records.scheduled_ns + round(1e6 * wait_ms)
+        result = replace(run.result, records=replace(records, execution_start_ns=start_ns))
+        return Played(result, run.trace, {}, (), (), queue_us)
+
+    assert way_under_load(resolved, after(4.0, 3000.0), after(20.0, 5000.0)) == pytest.approx(16_000)
+    assert way_under_load(resolved, after(4.0, 1000.0), after(20.0, 5000.0)) == pytest.approx(15_000)
+    assert way_under_load(resolved, after(4.0, None), after(20.0, 5000.0)) is None
+
+
+@pytest.mark.parametrize("permille", [0, 300])
+def test_lost_wakeups_behind_a_full_queue_are_found(toy: Any, permille: int) -> None:
+    """Where arrivals never cease, how long slices are left alone tells the share."""
+    data = triton(toy, 7, 2000.0, requests=20_000, default_queue_policy={"max_queue_size": 56})
+    known = told(data, batcher_first_permille=permille)
+    run, busy = played(known), played(triton(toy, 1, 220.0, requests=4000))
+    found = calibrate(data, [data.models[0].execution], run, run, [busy])
+    quirks = found.scenario.models[0].batcher.quirks
+    assert quirks.batcher_first_permille == pytest.approx(permille, abs=80)
+    assert found.scenario.server.overheads.turnaround_us == pytest.approx(600, abs=60)
 
 
 def test_rehearsal_is_short_has_other_draws_and_no_events(toy: Any, tmp_path: Path) -> None:

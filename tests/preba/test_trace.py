@@ -268,6 +268,26 @@ def test_trace_files_are_exact_and_repeatable(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.parquet", "b.parquet"]
 
 
+def test_overheads_that_vary_are_kept_and_steady_ones_take_no_room(tmp_path: Path) -> None:
+    """Through a file and merged with a model whose do not vary; without any, all rows are one in memory."""
+    jitters = tuple(parse(JitterConfig, {"kind": "lognormal", "cv": cv}) for cv in (0.1, 0.2, 0.4))
+    varying, steady = spec(poisson(100), overhead_jitters=jitters), spec(poisson(50))
+    alone = draw(varying, requests=2000)
+    assert alone.overhead_factor.std(axis=0) == pytest.approx([0.1, 0.2, 0.4], rel=0.1)
+    both = draw(varying, steady, requests=600)
+    assert (both.overhead_factor[both.model_index == 1] == 1.0).all()
+    mine = both.overhead_factor[both.model_index == 0]
+    assert np.array_equal(mine, alone.overhead_factor[: len(mine)])
+    write_trace(tmp_path / "varying.parquet", both)
+    assert read_trace(tmp_path / "varying.parquet").equals(both)
+    plain = draw(steady, steady, requests=100)
+    write_trace(tmp_path / "steady.parquet", plain)
+    assert "overhead_factor_frontend" not in pq.read_table(tmp_path / "steady.parquet").column_names
+    for trace in (plain, read_trace(tmp_path / "steady.parquet"), plain.rows(10, 20)):
+        assert trace.overhead_factor.strides[0] == 0
+        assert (trace.overhead_factor == 1.0).all()
+
+
 def test_what_is_no_trace_is_not_read_as_one(tmp_path: Path) -> None:
     """A missing, foreign or damaged file is one clear error; an unwritable place leaves nothing behind."""
     trace = draw(spec(poisson(100)), requests=5)

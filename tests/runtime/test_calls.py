@@ -16,7 +16,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from preba.errors import ServerError
 from runtime.access import Access
-from runtime.calls import Call, Method, Service, serve_calls
+from runtime.calls import Call, Method, Service, allow_files, serve_calls
 from runtime.errors import RequestError
 
 LIMIT = 10_000
@@ -73,7 +73,8 @@ class Client:
 
     def send(self, path: str, frame: bytes, *headers: str) -> None:
         """Sends a call in two pieces."""
-        head = f"POST {path} HTTP/1.1\r\nhost: x\r\n" + "".join(f"{one}\r\n" for one in headers)
+        kind = "" if any(one.startswith("content-type") for one in headers) else "content-type: application/grpc\r\n"
+        head = f"POST {path} HTTP/1.1\r\nhost: x\r\n{kind}" + "".join(f"{one}\r\n" for one in headers)
         self.writer.write(f"{head}content-length: {len(frame)}\r\n\r\n".encode() + frame[:3])
         self.writer.write(frame[3:])
 
@@ -137,6 +138,7 @@ def test_calls_on_one_connection_are_answered_one_after_another(tmp_path: Path) 
             (ECHO, framed(small, packed=True), "grpc-encoding: snappy"),
             (ECHO, framed(b"no gzip", packed=True), "grpc-encoding: gzip"),
             (ECHO, framed(gzip.compress(bytes(10 * LIMIT)), packed=True), "grpc-encoding: gzip"),
+            (ECHO, framed(gzip.compress(small)[:-9], packed=True), "grpc-encoding: gzip"),
             ("/test/Nothing", framed(small)),
             (ECHO, framed(small)[:-1]),
             (ECHO, b""),
@@ -148,9 +150,9 @@ def test_calls_on_one_connection_are_answered_one_after_another(tmp_path: Path) 
         return [await client.call(*one) for one in calls]
 
     answers = served(tmp_path, Kept().service(), work)
-    assert [status for status, _, _ in answers] == [0, 0, 0, 12, 13, 8, 12, 13, 13, 13, 5, 13, 0]
+    assert [status for status, _, _ in answers] == [0, 0, 0, 12, 13, 8, 13, 12, 13, 13, 13, 5, 13, 0]
     assert [name_of(answers[place][2]) for place in (0, 1, 2, -1)] == ["a", "a", "a", "last"]
-    assert answers[10][1] == "no 100 % \n größer"
+    assert answers[11][1] == "no 100 % \n größer"
     assert "gzip, deflate and identity" in answers[3][1]
     assert "live.payload_max_mib" in answers[5][1]
 
@@ -170,12 +172,41 @@ def test_a_call_that_is_too_large_is_refused_before_its_end(tmp_path: Path) -> N
     """A message of a gigabyte is not waited for."""
 
     async def work(client: Client) -> tuple[int, str, bytes]:
-        client.writer.write(f"POST {ECHO} HTTP/1.1\r\ncontent-length: {1 << 30}\r\n\r\n".encode() + bytes(LIMIT + 6))
+        head = f"POST {ECHO} HTTP/1.1\r\ncontent-type: application/grpc\r\ncontent-length: {1 << 30}\r\n\r\n"
+        client.writer.write(head.encode() + bytes(LIMIT + 6))
         return await client.answer()
 
     status, said, _ = served(tmp_path, Kept().service(), work)
     assert status == 8
     assert str(LIMIT) in said
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (f"POST {ECHO} HTTP/1.1\r\ncontent-type: application/grpc\r\n", 16),
+        ("POST /test/Stream HTTP/1.1\r\ncontent-type: application/grpc\r\nauthorization: Bearer sesame\r\n", 12),
+        (f"POST {ECHO} HTTP/1.1\r\ncontent-type: text/plain\r\nauthorization: Bearer sesame\r\n", 3),
+        (f"GET {ECHO} HTTP/1.1\r\ncontent-type: application/grpc\r\nauthorization: Bearer sesame\r\n", 3),
+    ],
+)
+def test_who_may_not_call_is_told_before_the_message_is_there(tmp_path: Path, head: str, status: int) -> None:
+    """No token, no such method, no gRPC: nobody waits for, or keeps, what follows."""
+
+    async def work(client: Client) -> int:
+        client.writer.write(f"{head}transfer-encoding: chunked\r\n\r\n".encode())
+        return (await client.answer())[0]
+
+    assert served(tmp_path, Kept().service("sesame"), work) == status
+
+
+def test_long_errors_are_cut(tmp_path: Path) -> None:
+    """Headers hold some kilobytes, and a path may be longer."""
+
+    async def work(client: Client) -> str:
+        return (await client.call("/" + "x" * 20_000, framed(b"")))[1]
+
+    assert 1000 < len(served(tmp_path, Kept().service(), work)) < 1100
 
 
 def test_the_largest_call_is_served(tmp_path: Path) -> None:
@@ -224,8 +255,8 @@ def test_what_is_no_http_is_hung_up_on(tmp_path: Path) -> None:
     served(tmp_path, Kept().service(), work)
 
 
-def test_more_calls_than_open_files_are_refused_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_calls_than_open_files_are_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """Said before anybody is served, with the field and the limit."""
     monkeypatch.setattr("runtime.calls.resource.getrlimit", lambda _: (1024, 4096))
-    with pytest.raises(ServerError, match=r"live\.requests_max: 4000 calls .* 4512 open files, and 4096"):
-        asyncio.run(serve_calls(tmp_path / "socket", Kept().service(), 4000))
+    with pytest.raises(ServerError, match=r"live\.requests_max: 4000 calls .* 8512 open files, and 4096"):
+        allow_files(4000)

