@@ -479,18 +479,42 @@ def _cell(row: dict[str, Any]) -> str:
 
 def _unexplained(every: dict[str, Any]) -> list[str]:
     lines = ["In bold: beyond the limit (1, 2, 2, 2, 3, 3, 5 %; p99 of pipelines 8 %) and beyond the interval.\n"]
-    heads = ("case", "unexplained ms", "batches of another size", "in a batch of the same size", "us, batches of b")
+    heads = (
+        "case", "unexplained ms", "stages, % of the mean latency", "batches of another size",
+        "in a batch of the same size", "us, batches of b (coefficient of variation)",
+    )  # fmt: skip
     lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, data in every.items():
         same = data["per_request"] or {}
         over = data["overheads"]
+        stages = [
+            f"{'**' if row['verdict'] == 'missed' else ''}{SHORT[row['label']]} {row['of_latency_percent']:+.1f}"
+            f"{'**' if row['verdict'] == 'missed' else ''}"
+            for row in data["judged_stages"]
+        ]
+        apart = next((row for row in data["rows"] if row["metric"] == "batch sizes apart"), None)
         lines.append(
-            f"| {name} | {data['unexplained_ms']:+.2f} | {data['batch_distance_percent'] or 0:.1f} % | "
-            f"{same.get('same_batch_percent', 0):.0f} % of requests | {over['frontend_us']:.0f} before, "
-            f"{over['response_us']:.0f} + {over['response_request_us']:.0f} b after, "
-            f"{over['turnaround_us']:.0f} + {over['turnaround_request_us']:.0f} b between{_threads(data)} |"
+            f"| {name} | {data['unexplained_ms']:+.2f} | {', '.join(stages) or '–'} | "
+            f"{'–' if apart is None else _cell(apart) + ' %'} | "
+            f"{same.get('same_batch_percent', 0):.0f} % of requests | {over['frontend_us']:.0f}{_cv(over, 'frontend')} "
+            f"before, {over['response_us']:.0f} + {over['response_request_us']:.0f} b{_cv(over, 'response')} after, "
+            f"{over['turnaround_us']:.0f} + {over['turnaround_request_us']:.0f} b{_cv(over, 'turnaround')} between"
+            f"{_threads(data)} |"
         )
     return lines
+
+
+SHORT = {
+    "preprocessing and its line": "preprocessing", "the way to the batcher": "way", "batching": "batching",
+    "waiting for a slice": "slice", "the way to the slice, batching": "to the slice", "on the slice": "execution",
+    "response": "response",
+}  # fmt: skip
+"""What the page calls stages that are judged together."""
+
+
+def _cv(overheads: dict[str, Any], part: str) -> str:
+    found = overheads.get("varies", {}).get(part)
+    return "" if found is None else f" ({found:.1f})"
 
 
 def _threads(data: dict[str, Any]) -> str:

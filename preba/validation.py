@@ -26,7 +26,7 @@ class Validation(StrictModel):
     p99_percent: PositiveFloat = 5.0
     utilization_percent: PositiveFloat = 5.0
     """Mean busy share of the slices."""
-    distribution_percent: PositiveFloat = 6.0
+    distribution_percent: PositiveFloat = 10.0
     """Batches of another size: the distance of the two histograms."""
     stage_percent: PositiveFloat = 3.0
     """Mean of a stage, in percent of the mean latency."""

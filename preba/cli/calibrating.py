@@ -28,6 +28,7 @@ from preba.cli.triton_threads import (
     wakeup,
     wakeups_by_gaps,
     with_race,
+    with_spread,
     with_wakeup,
 )
 from preba.figures import Figure
@@ -42,6 +43,7 @@ from preba.scenario.schema import Model, Overheads, Scenario
 from runtime.load.run import Played
 from runtime.placement import is_native, preprocessing_backend, worker_count
 from runtime.profiling import this_machine
+from sim.run import DEFAULT_ENGINE, simulate
 
 __all__ = ["Calibration", "calibrate"]
 
@@ -55,6 +57,7 @@ USUAL_PERCENT = 35.0
 """Of gaps of which up to a third may be lost wake-ups: the median of the others."""
 ALONE_MIN = 30
 SPREAD_MIN = 60
+SELECTION_ROUNDS = 3
 QUANTILES = 100
 PAIRS_MIN = 100
 
@@ -218,6 +221,34 @@ def turnaround(
         found = {size: sorted(gaps)[: math.ceil(kept * len(gaps))] for size, gaps in found.items()}
     moved = shifted(line, found, steady_mean)
     return moved, spread_of(relative(found, moved)) or spread_of(relative(busy, line))
+
+
+def unhurried(calibrated: ResolvedScenario, profiles: Sequence[LatencyProfile], rehearsed: Played) -> Overheads:
+    """Overheads with the turnaround as it is, not as it is seen: a slice that is slow to return is overtaken by others.
+
+    Gaps are seen where a batch waited for that very slice, which the quick ones get more often. A simulation of the
+    rehearsal has the same bias and knows the truth: the turnaround is lengthened until what is seen of it is as long.
+    """
+    overheads = calibrated.scenario.server.overheads
+    line = Line(overheads.turnaround_us, overheads.turnaround_request_us, 0)
+    batcher = calibrated.models[0].config.batcher
+    waited_ns = IDLE_NS + (1000 * batcher.max_queue_delay_us if isinstance(batcher, TritonBatcher) else 0)
+    factor = 1.0
+    for _ in range(SELECTION_ROUNDS):
+        longer = overheads.model_copy(
+            update={"turnaround_us": factor * line.fixed_us, "turnaround_request_us": factor * line.per_request_us}
+        )
+        server = calibrated.scenario.server.model_copy(update={"overheads": longer})
+        told = resolve(calibrated.scenario.model_copy(update={"server": server}), folder=calibrated.folder)
+        run = simulate(told, engine=DEFAULT_ENGINE, trace=with_spread(told, rehearsed.trace))
+        gaps = gaps_between_batches(told, profiles, [Played(run.result, run.trace, {}, (), ())], waited_ns)
+        ratios = relative(gaps, line)
+        if len(ratios) < PAIRS_MIN:
+            return overheads
+        factor /= float(np.mean(ratios))
+    return overheads.model_copy(
+        update={"turnaround_us": factor * line.fixed_us, "turnaround_request_us": factor * line.per_request_us}
+    )
 
 
 def relative(found: Mapping[int, Sequence[float]], line: Line) -> list[float]:
@@ -402,6 +433,16 @@ def calibrate(
         models.append(model.model_copy(update=fields))
     changes["models"] = tuple(models)
     calibrated = scenario.model_copy(update=changes)
+    if triton is not None and triton.prefetching and len(resolved.models[0].slice_indices) > 1:
+        longer = unhurried(resolve(calibrated, folder=resolved.folder), profiles, rehearsed)
+        if longer.turnaround_us > gap.fixed_us:
+            notes.append(
+                f"slices that are slow to return are overtaken by others: the turnaround is {longer.turnaround_us:.0f} "
+                f"us and {longer.turnaround_request_us:.0f} us a request where {gap.fixed_us:.0f} and "
+                f"{gap.per_request_us:.0f} us are seen"
+            )
+            server = scenario.server.model_copy(update={"overheads": longer})
+            calibrated = calibrated.model_copy(update={"server": server})
     if triton is not None and limit > 1:
         notes.append(threads.text())
         if triton.prefetching and triton.max_queue_delay_us > 0:

@@ -26,7 +26,7 @@ from sim.run import DEFAULT_ENGINE, Simulation, simulate
 
 __all__ = [
     "IDLE_NS", "Race", "Wakeup", "delay_ns", "head_waits_us", "lost_wakeups", "overtakings", "wakeup",
-    "wakeups_by_gaps", "with_race", "with_wakeup",
+    "wakeups_by_gaps", "with_race", "with_spread", "with_wakeup",
 ]  # fmt: skip
 
 IDLE_NS = 2_000_000
@@ -240,7 +240,7 @@ def wakeups_by_gaps(
     Race
         The share is unknown where there are too few gaps, and 0 where they are the same whatever the share.
     """
-    trace = _with_spread(calibrated, trace)
+    trace = with_spread(calibrated, trace)
     found = [gaps_us(_with_share(calibrated, trace, permille)) for permille in SHARES]
     if min(len(gaps) for gaps in (seen_us, *found)) < GAPS_MIN:
         return Race(
@@ -260,7 +260,7 @@ def wakeups_by_gaps(
     return Race(permille, text)
 
 
-def _with_spread(calibrated: ResolvedScenario, trace: Trace) -> Trace:
+def with_spread(calibrated: ResolvedScenario, trace: Trace) -> Trace:
     """A trace with overheads that vary as the scenario says."""
     as_long = calibrated.scenario.model_copy(update={"run": Run(requests=len(trace), warmup_requests=0)})
     drawn = draw_scenario_trace(resolve(as_long, folder=calibrated.folder))
@@ -306,7 +306,7 @@ def overtakings(calibrated: ResolvedScenario, trace: Trace, records: Records, li
         Largest batch.
     """
     seen = left_behind(calibrated, records, limit)
-    trace = _with_spread(calibrated, trace)
+    trace = with_spread(calibrated, trace)
     shares = [
         left_behind(calibrated, _with_share(calibrated, trace, permille).result.records, limit)
         for permille in (0, 1000)

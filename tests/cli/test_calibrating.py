@@ -181,6 +181,21 @@ def test_spreads_of_overheads_are_found(toy: Any) -> None:
         assert getattr(found, f"{name}_jitter").factor_cv() == pytest.approx(cv, rel=0.25), name
 
 
+def test_turnaround_of_slices_that_overtake_one_another_is_found(toy: Any) -> None:
+    """With seven slices the quick ones get the batches that wait: what is seen is too short, what is found is not."""
+    plain = triton(toy, 7, 950.0, requests=15_000)
+    overheads = Overheads.model_validate({**OVERHEADS, "turnaround_jitter": {"kind": "lognormal", "cv": 0.6}})
+    server = plain.scenario.server.model_copy(update={"overheads": overheads})
+    known = resolve(plain.scenario.model_copy(update={"server": server}), folder=plain.folder)
+    run, busy = played(known), played(triton(toy, 1, 220.0, requests=4000))
+    profiles = [known.models[0].execution]
+    gaps = gaps_between_batches(known, profiles, [run], 2_000_000)
+    seen = np.mean([gap / (600 + 200 * size) for size, each in gaps.items() for gap in each])
+    found = calibrate(known, profiles, run, run, [busy]).scenario.server.overheads
+    assert seen < 0.93
+    assert found.turnaround_us + 4 * found.turnaround_request_us == pytest.approx(600 + 4 * 200, rel=0.05)
+
+
 def test_spread_leaves_out_a_machine_that_stood_still_and_few_values() -> None:
     """A hundred quantiles of mean 1; a second among milliseconds does not count, and ten values are no spread."""
     usual = np.random.default_rng(2).gamma(16.0, 1 / 16.0, 4000)
