@@ -545,13 +545,16 @@ def _threads(data: dict[str, Any]) -> str:
     return text if share is None else f"{text}; batcher first {share / 10:g} %"
 
 
+GOLDEN_TEXT = """Arrivals at fixed times (a millisecond apart where the vector has them at once), 200 ms a batch, three
+runs each on a real server. Batches in order, by their units. "After a race": equal to what the model makes of the
+vector when the batcher is first at some ends of batches."""
+
+
 def _golden_lines(vectors: list[dict[str, Any]]) -> list[str]:
     lines = [
         "## Vectors of Triton's batcher",
         "",
-        "Arrivals at fixed times (a millisecond apart where the vector has them at once), 200 ms a batch, three runs each "
-        "on a real server. Batches in order, by their units. 'After a race': equal to what the model makes of it when the "
-        "batcher is first at some ends of batches.",
+        GOLDEN_TEXT,
         "",
         "| vector | configuration | the model's batches | a real server's | equal |",
         "|---|---|---|---|---|",
@@ -561,13 +564,8 @@ def _golden_lines(vectors: list[dict[str, Any]]) -> list[str]:
         shown = sorted({", ".join(map(str, run)) for run in runs})
         text = vector["batching"].replace("dynamic_batching", "").strip(" {}") or "defaults"
         equal, like = sum(run == model for run in runs), sum(run in vector["raced"] for run in runs)
-        cells = (
-            vector["name"],
-            text,
-            ", ".join(map(str, model)),
-            "; or ".join(shown),
-            f"{equal} of {len(runs)}{f', {like} after a race' if like else ''}",
-        )
+        verdict = f"{equal} of {len(runs)}" + (f", {like} after a race" if like else "")
+        cells = (vector["name"], text, ", ".join(map(str, model)), "; or ".join(shown), verdict)
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
 
