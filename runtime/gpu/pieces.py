@@ -13,7 +13,6 @@ import numpy as np
 
 from accel.executors import available_backends, build_preprocessor
 from accel.measure import MeasuringPlan, measure_costs
-from preba.errors import PrebaError
 from preba.knee import find_knee
 from runtime.gpu.networks import NETWORKS, Network, build
 from runtime.gpu.timing import on_partition, time_steps
@@ -122,7 +121,7 @@ def _nvjpeg(settings: Settings, images: Sequence[bytes]) -> dict[str, Any]:
     except Skipped as reason:
         return {"skipped": str(reason)}
     decode = importlib.import_module("torchvision.io").decode_jpeg
-    functional = importlib.import_module("torchvision.transforms.v2.functional")
+    functional = importlib.import_module("torchvision.transforms.functional")
     found: dict[str, Any] = {"points": []}
     for batch in settings.batches:
         files = [torch.frombuffer(bytearray(images[k % len(images)]), dtype=torch.uint8) for k in range(batch)]
@@ -271,6 +270,6 @@ def run_piece(name: str, settings: Settings) -> dict[str, Any]:
         found = PIECES[name](settings)
     except Skipped as reason:
         found = {"skipped": str(reason)}
-    except (PrebaError, RuntimeError, OSError) as error:
+    except Exception as error:
         found = {"failed": f"{type(error).__name__}: {error}"}
     return {"piece": name, "seconds": round(time.monotonic() - began, 1), **found}
