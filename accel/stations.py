@@ -213,7 +213,12 @@ def _cpu(config: CpuPreprocessing, inputs: _Inputs) -> Station:
         audio_cost = _section(costs.audio, "audio", costs.name, "cost")
         audio_us = work.audio_work_us(audio_cost, inputs.trace.audio_ns)
     taken_ns = work.to_ns(inputs.by_modality(image_us, audio_us) / config.usable_fraction)
-    return Station("cpu", "cpu", config.cores, config.usable_fraction, 1, 0, taken_ns, taken_ns)
+    latency_ns = taken_ns
+    if config.transfer_per_100kb_us or config.transfer_per_audio_s_us:
+        images_us = work.size_100kb(inputs.trace.jpeg_bytes) * config.transfer_per_100kb_us
+        audios_us = work.audio_seconds(inputs.trace.audio_ns) * config.transfer_per_audio_s_us
+        latency_ns = taken_ns + work.to_ns(np.where(inputs.images, images_us, np.where(inputs.audios, audios_us, 0.0)))
+    return Station("cpu", "cpu", config.cores, config.usable_fraction, 1, 0, taken_ns, latency_ns)
 
 
 def _dpu(config: DpuPreprocessing, inputs: _Inputs) -> tuple[list[Station], dict[str, tuple[int, ...]]]:

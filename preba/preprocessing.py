@@ -66,6 +66,10 @@ class CpuPreprocessing(StrictModel):
     """A name in configs/preprocessing, a path, or the profile itself."""
     image: ImageCostOverride = ImageCostOverride()
     audio: AudioCostOverride = AudioCostOverride()
+    transfer_per_100kb_us: NonNegativeFloat = 0.0
+    """So much later for each 100 kB of an image: larger files take longer to reach a core, without keeping it."""
+    transfer_per_audio_s_us: NonNegativeFloat = 0.0
+    """The same for each second of audio."""
 
 
 class DpuPreprocessing(StrictModel):

@@ -349,9 +349,14 @@ def calibrate(
         notes.append("preprocessing inside the slices is not measured apart: the scenario's own costs are simulated")
     if backend != "none" and not isinstance(scenario.preprocessing, NoPreprocessing) and worked:
         held_us = between_items_us(records)
-        costs, spread, front = _preprocessing_costs(resolved, records, facts, held_us)
+        costs, transfers, spread, front = _preprocessing_costs(resolved, records, facts, held_us)
         changes["preprocessing"] = CpuPreprocessing(
-            kind="cpu", cores=worker_count(resolved), usable_fraction=1.0, cost=costs
+            kind="cpu",
+            cores=worker_count(resolved),
+            usable_fraction=1.0,
+            cost=costs,
+            transfer_per_100kb_us=transfers.get("image", 0.0),
+            transfer_per_audio_s_us=transfers.get("audio", 0.0),
         )
         for modality, section in (("image", costs.image), ("audio", costs.audio)):
             if section is not None:
@@ -493,13 +498,14 @@ def between_items_us(records: Records) -> float:
 
 def _preprocessing_costs(
     resolved: ResolvedScenario, records: Records, facts: dict[str, str], held_us: float
-) -> tuple[CpuCosts, dict[str, JitterConfig | None], Array]:
-    """What inputs cost: lines by their size, their spread by modality, and what passes before without any work.
+) -> tuple[CpuCosts, dict[str, float], dict[str, JitterConfig | None], Array]:
+    """What inputs cost, how much later larger ones reach a worker, how costs vary, and what passes before any work.
 
-    A worker is also held from one input to the next, and larger messages take longer to get to it.
+    The first are lines by their size and slopes by modality. A worker is also held from one input to the next.
     """
     took_us = (records.preprocess_end_ns - records.preprocess_start_ns) / 1e3
     sections: dict[str, Any] = {}
+    transfers: dict[str, float] = {}
     spread: dict[str, JitterConfig | None] = {}
     before_us, free = before_batcher_us(records)
     way_us = np.zeros(len(records))
@@ -522,12 +528,14 @@ def _preprocessing_costs(
         text = f"line through {int(mine.sum())} requests; standard deviation from it {float(residual.std()):.0f} us"
         expected_us = np.maximum(took_us[mine] - residual + held_us, 1.0)
         spread[modality] = spread_of((took_us[mine] + held_us) / expected_us)
-        values = zip(names, (line.fixed_us + held_us, line.slope_us + per_unit_us), strict=True)
+        transfers[modality] = per_unit_us
+        values = zip(names, (line.fixed_us + held_us, line.slope_us), strict=True)
         sections[modality] = kind(
             **{name: Figure.model_validate({"value": value, "notes": text, **facts}) for name, value in values}
         )
     return (
         CpuCosts(kind="cpu", name="measured-live", description="Measured by preba validate.", **sections),
+        transfers,
         spread,
         (before_us - way_us)[free],
     )

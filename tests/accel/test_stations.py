@@ -109,6 +109,20 @@ def test_cpu_core_is_taken_longer_by_what_preprocessing_cannot_use() -> None:
     assert station.latency_ns.tolist() == station.occupancy_ns.tolist()
 
 
+def test_larger_files_reach_a_core_later_without_keeping_it() -> None:
+    """100 us for each 100 kB: 110 kB leave 110 us later, the core is free as before; audio by its seconds."""
+    keys = {"image": {"fixed_us": 350, "per_100kb_us": 500}, "audio": {"fixed_us": 100, "per_audio_s_us": 0}}
+    plain = config(kind="cpu", cores=2, usable_fraction=1.0, **keys)
+    later = config(
+        kind="cpu", cores=2, usable_fraction=1.0, transfer_per_100kb_us=100, transfer_per_audio_s_us=40, **keys
+    )  # fmt: skip
+    for columns, modality, transfer_ns in ((images(3), "image", 110_000), (clips(3), "audio", 100_000)):
+        before = build_preprocessing(plain, columns, modalities=[modality]).stations[0]
+        after = build_preprocessing(later, columns, modalities=[modality]).stations[0]
+        assert after.occupancy_ns.tolist() == before.occupancy_ns.tolist() == before.latency_ns.tolist()
+        assert (after.latency_ns - before.latency_ns).tolist() == [transfer_ns] * 3
+
+
 def test_cpu_utilization_saturates_at_the_usable_fraction() -> None:
     """However many requests wait, the share of all cores that does real work stops at the usable fraction."""
     cpu = config(kind="cpu", cores=4, usable_fraction=0.9, image={"fixed_us": 900, "per_100kb_us": 0})
