@@ -43,7 +43,7 @@ from preba.scenario.schema import Model, Overheads, Scenario
 from runtime.load.run import Played
 from runtime.placement import is_native, preprocessing_backend, worker_count
 from runtime.profiling import this_machine
-from sim.run import DEFAULT_ENGINE, simulate
+from sim.run import DEFAULT_ENGINE, Simulation, simulate
 
 __all__ = ["Calibration", "calibrate"]
 
@@ -83,11 +83,17 @@ class Line:
         return round(1e3 * (self.fixed_us + self.per_request_us * batch))
 
 
-def steady_mean(values: Sequence[float] | Array) -> float:
-    """The mean without what a machine that stood still for a moment adds."""
+def without_stalls(values: Sequence[float] | Array) -> Array:
+    """The values without those that a machine that stood still for a moment adds."""
     found = np.asarray(values, dtype=np.float64)
     middle, high = np.percentile(found, [50, 90])
-    return float(found[found <= middle + STALL * (high - middle)].mean())
+    kept: Array = found[found <= middle + STALL * (high - middle)]
+    return kept
+
+
+def steady_mean(values: Sequence[float] | Array) -> float:
+    """The mean without stalls of the machine."""
+    return float(without_stalls(values).mean())
 
 
 def trimmed_mean(values: Sequence[float] | Array) -> float:
@@ -125,10 +131,8 @@ def spread_of(factors: Sequence[float] | Array) -> JitterConfig | None:
     found = np.maximum(np.asarray(factors, dtype=np.float64), 0.0)
     if len(found) < SPREAD_MIN:
         return None
-    middle, high = np.percentile(found, [50, 90])
-    kept = found[found <= middle + STALL * (high - middle)]
     levels = (np.arange(QUANTILES) + 0.5) / QUANTILES
-    quantiles = np.quantile(kept, levels)
+    quantiles = np.quantile(without_stalls(found), levels)
     if quantiles.max() <= 0:
         return None
     return EmpiricalJitter(kind="empirical", factors=tuple(round(float(value), 4) for value in quantiles))
@@ -233,22 +237,25 @@ def unhurried(calibrated: ResolvedScenario, profiles: Sequence[LatencyProfile], 
     line = Line(overheads.turnaround_us, overheads.turnaround_request_us, 0)
     batcher = calibrated.models[0].config.batcher
     waited_ns = IDLE_NS + (1000 * batcher.max_queue_delay_us if isinstance(batcher, TritonBatcher) else 0)
-    factor = 1.0
+    trace = with_spread(calibrated, rehearsed.trace)
+    longer, factor = overheads, 1.0
     for _ in range(SELECTION_ROUNDS):
-        longer = overheads.model_copy(
-            update={"turnaround_us": factor * line.fixed_us, "turnaround_request_us": factor * line.per_request_us}
-        )
         server = calibrated.scenario.server.model_copy(update={"overheads": longer})
         told = resolve(calibrated.scenario.model_copy(update={"server": server}), folder=calibrated.folder)
-        run = simulate(told, engine=DEFAULT_ENGINE, trace=with_spread(told, rehearsed.trace))
-        gaps = gaps_between_batches(told, profiles, [Played(run.result, run.trace, {}, (), ())], waited_ns)
-        ratios = relative(gaps, line)
+        run = as_played(simulate(told, engine=DEFAULT_ENGINE, trace=trace))
+        ratios = relative(gaps_between_batches(told, profiles, [run], waited_ns), line)
         if len(ratios) < PAIRS_MIN:
             return overheads
         factor /= float(np.mean(ratios))
-    return overheads.model_copy(
-        update={"turnaround_us": factor * line.fixed_us, "turnaround_request_us": factor * line.per_request_us}
-    )
+        longer = overheads.model_copy(
+            update={"turnaround_us": factor * line.fixed_us, "turnaround_request_us": factor * line.per_request_us}
+        )
+    return longer
+
+
+def as_played(run: Simulation) -> Played:
+    """A simulation in the place of a live run."""
+    return Played(run.result, run.trace, {}, (), ())
 
 
 def relative(found: Mapping[int, Sequence[float]], line: Line) -> list[float]:
@@ -456,7 +463,7 @@ def calibrate(
         if race is not None and race.permille is None and not triton.prefetching:
             race = wakeups_by_gaps(
                 resolve(calibrated, folder=resolved.folder), rehearsed.trace, between(resolved, profiles, rehearsed),
-                lambda run: between(resolved, profiles, Played(run.result, run.trace, {}, (), ())),
+                lambda run: between(resolved, profiles, as_played(run)),
             )  # fmt: skip
         if race is not None:
             notes.append(race.text)

@@ -323,8 +323,7 @@ def _judged_stages(
         times = [sum(times_of_stage_ns(run, stage) for stage in stages) / NS_PER_MS for run in records]
         intervals = [_around(value, mean_estimate(each)) for value, each in zip((here, there), times, strict=True)]
         error = 100.0 * (there - here) / total if total else 0.0
-        half = 0.0 if intervals[0] is None or not total else 50.0 * (intervals[0][1] - intervals[0][0]) / total
-        verdict = "met" if abs(error) <= limit else "unsure" if half > limit and abs(error) <= half else "missed"
+        verdict = _verdict(error, limit, total, intervals[0])
         found.append(StageVerdict(label, here, there, intervals[0], intervals[1], error, limit, verdict))
     return tuple(found)
 
