@@ -29,7 +29,7 @@ class Station:
 
     An idle unit takes ``min(waiting, batch_max)`` requests at once, without waiting for more. It is taken for
     ``launch_ns`` plus their ``occupancy_ns``; requests of a batch leave together when it ends, a single
-    request ``launch_ns + latency_ns`` after its start.
+    request ``launch_ns + latency_ns`` after its start. For requests that did not wait both take ``rested_ns`` longer.
 
     Attributes
     ----------
@@ -51,6 +51,8 @@ class Station:
         equal to the occupancy.
     slice_indices : tuple of int
         The slices that are its units (DALI on slices of its own), else empty.
+    rested_ns : int
+        So much longer a unit takes that had nothing to do before.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Station:
     occupancy_ns: Int64
     latency_ns: Int64
     slice_indices: tuple[int, ...] = ()
+    rested_ns: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

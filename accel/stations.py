@@ -218,7 +218,8 @@ def _cpu(config: CpuPreprocessing, inputs: _Inputs) -> Station:
         images_us = work.size_100kb(inputs.trace.jpeg_bytes) * config.transfer_per_100kb_us
         audios_us = work.audio_seconds(inputs.trace.audio_ns) * config.transfer_per_audio_s_us
         latency_ns = taken_ns + work.to_ns(np.where(inputs.images, images_us, np.where(inputs.audios, audios_us, 0.0)))
-    return Station("cpu", "cpu", config.cores, config.usable_fraction, 1, 0, taken_ns, latency_ns)
+    rested_ns = ns_from_us(config.rested_us)
+    return Station("cpu", "cpu", config.cores, config.usable_fraction, 1, 0, taken_ns, latency_ns, rested_ns=rested_ns)
 
 
 def _dpu(config: DpuPreprocessing, inputs: _Inputs) -> tuple[list[Station], dict[str, tuple[int, ...]]]:

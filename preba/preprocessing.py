@@ -70,6 +70,8 @@ class CpuPreprocessing(StrictModel):
     """So much later for each 100 kB of an image: larger files take longer to reach a core, without keeping it."""
     transfer_per_audio_s_us: NonNegativeFloat = 0.0
     """The same for each second of audio."""
+    rested_us: NonNegativeFloat = 0.0
+    """A core that had nothing to do takes this much longer for its next input: cold caches, sleep states."""
 
 
 class DpuPreprocessing(StrictModel):

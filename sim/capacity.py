@@ -188,7 +188,8 @@ def _server_capacity_rps(model: SimModel, server: ServerModel, mix: _Mix, shares
             item_ns = mix.item_ns * float(shared.slice_factor[slice_index])
             work_ns += item_ns + float(shared.launch_ns[slice_index]) / int(cap.max())
         if server.credits == 1:  # with several batches in flight the turn-around overlaps execution
-            work_ns += model.turnaround_ns / max(int(cap.max()) // mix.units, 1) + model.turnaround_request_ns
+            between_ns = model.dispatch_ns + model.turnaround_ns
+            work_ns += between_ns / max(int(cap.max()) // mix.units, 1) + model.turnaround_request_ns
         total += NS_PER_S / work_ns
     return total
 

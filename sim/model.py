@@ -83,7 +83,9 @@ class SimModel:
     refusal_backoff_ns : tuple of int
     retry : bool
         Whether requests of a lost slice are tried once more.
-    frontend_ns, turnaround_ns, turnaround_request_ns, response_ns, response_request_ns : int
+    ingress_ns : tuple of int
+        Per model: from its clients to its first preprocessing unit; 0 without preprocessing.
+    frontend_ns, timer_ns, dispatch_ns, turnaround_ns, turnaround_request_ns, response_ns, response_request_ns : int
         Overheads of the serving software.
     overheads_vary : bool
         They are multiplied by the trace's ``overhead_factor``.
@@ -103,7 +105,10 @@ class SimModel:
     outstanding: tuple[int, ...]
     refusal_backoff_ns: tuple[int, ...]
     retry: bool
+    ingress_ns: tuple[int, ...]
     frontend_ns: int
+    timer_ns: int
+    dispatch_ns: int
     turnaround_ns: int
     turnaround_request_ns: int
     response_ns: int
@@ -143,9 +148,11 @@ def build_model(resolved: ResolvedScenario, trace: Trace, *, audio_lengths: Sequ
         _check_units(model, servers[first:])
         tables.append(_tables(resolved, model, kinds, lengths[model.index], batch_max))
     overheads = scenario.server.overheads
+    preprocessing = _preprocessing(resolved, trace)
+    works = [any(preprocessing.stations[index].kind != "hop" for index in route) for route in preprocessing.routes]
     return SimModel(
         trace=trace,
-        preprocessing=_preprocessing(resolved, trace),
+        preprocessing=preprocessing,
         tables=tuple(tables),
         servers=tuple(servers),
         model_servers=tuple(model_servers),
@@ -158,7 +165,10 @@ def build_model(resolved: ResolvedScenario, trace: Trace, *, audio_lengths: Sequ
         outstanding=tuple(count or 0 for count in trace.outstanding),
         refusal_backoff_ns=tuple(trace.refusal_backoff_ns),
         retry=scenario.server.on_slice_loss == "retry",
+        ingress_ns=tuple(ns_from_us(overheads.ingress_us) if work else 0 for work in works),
         frontend_ns=ns_from_us(overheads.frontend_us),
+        timer_ns=ns_from_us(overheads.timer_us),
+        dispatch_ns=ns_from_us(overheads.dispatch_us),
         turnaround_ns=ns_from_us(overheads.turnaround_us),
         turnaround_request_ns=ns_from_us(overheads.turnaround_request_us),
         response_ns=ns_from_us(overheads.response_us),

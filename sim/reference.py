@@ -76,6 +76,7 @@ class _StationQueue:
         self.occupancy_ns: list[int] = station.occupancy_ns.tolist()
         self.latency_ns: list[int] = station.latency_ns.tolist()
         self.launch_ns = station.launch_ns
+        self.rested_ns = station.rested_ns
         self.batch_max = station.batch_max
         self.is_hop = station.kind == "hop"
 
@@ -255,7 +256,12 @@ class ReferenceEngine:
         columns["issued_ns"][request] = now
         columns["preprocess_start_ns"][request] = now
         columns["preprocess_end_ns"][request] = now
-        self._next_station(request)
+        ingress_ns = self._spread(self.model.ingress_ns[self.model_of[request]], request, FRONTEND)
+        columns["preprocess_wait_ns"][request] = ingress_ns
+        if ingress_ns > 0:
+            self._at(now + ingress_ns, RANK_STATION_LEAVE, request, self._next_station, request)
+        else:
+            self._next_station(request)
 
     # -- preprocessing ---------------------------------------------------------------------------------------
 
@@ -293,12 +299,15 @@ class ReferenceEngine:
         """One unit works on one request, or on a batch of them that leaves together."""
         station = self.stations[station_index]
         now = self.now_ns
-        occupied_ns = station.launch_ns + sum(station.occupancy_ns[request] for request in requests)
+        launch_ns = station.launch_ns
+        if self.joined_ns[requests[0]] == now:
+            launch_ns += station.rested_ns
+        occupied_ns = launch_ns + sum(station.occupancy_ns[request] for request in requests)
         released_ns = now + occupied_ns
         for request in requests:
             end_ns = released_ns
             if station.batch_max == 1:
-                end_ns = now + station.launch_ns + station.latency_ns[request]
+                end_ns = now + launch_ns + station.latency_ns[request]
             joined_ns = self.joined_ns[request]
             if not station.is_hop:
                 if self.route_step[request] == 1:
@@ -382,7 +391,7 @@ class ReferenceEngine:
         if due_ns != self.armed_ns[server]:
             self.armed_ns[server] = due_ns
             if due_ns != NEVER:
-                at_ns = max(due_ns, now)
+                at_ns = max(due_ns + self.model.timer_ns, now)
                 self._at(at_ns, RANK_TIMER, server, self._timer, server, due_ns)
 
     def _timer(self, server: int, due_ns: int) -> None:
@@ -403,7 +412,7 @@ class ReferenceEngine:
         now = self.now_ns
         self.last_progress_ns = now
         slice_index = model.servers[server].consumer_slice[consumer]
-        start_ns = max(now, self.stream_free_ns[slice_index])
+        start_ns = max(now + model.dispatch_ns, self.stream_free_ns[slice_index])
         preprocess_ns, execute_ns = self._duration(server, slice_index, requests, units, start_ns)
         end_ns = start_ns + preprocess_ns + execute_ns
         self.stream_free_ns[slice_index] = end_ns

@@ -40,6 +40,7 @@ from preba.records import Records
 from preba.scenario.live import EmulatedSlices
 from preba.scenario.resolve import ResolvedScenario, resolve
 from preba.scenario.schema import Model, Overheads, Scenario
+from preba.serving import plan_servers
 from runtime.load.run import Played
 from runtime.placement import is_native, preprocessing_backend, worker_count
 from runtime.profiling import this_machine
@@ -60,6 +61,8 @@ SPREAD_MIN = 60
 SELECTION_ROUNDS = 3
 QUANTILES = 100
 PAIRS_MIN = 100
+TIMER_NS = 1_000_000
+"""A batch that left so much after it was due was kept by something else than its timer."""
 
 
 @dataclass(frozen=True)
@@ -273,16 +276,32 @@ def shifted(
     return Line(max(mean(values), 0.0), line.per_request_us, len(values))
 
 
+def ways_to_slice_us(records: Records) -> Array:
+    """From the batcher to the start of the execution, of each batch whose slice had nothing else to do."""
+    found = []
+    rows = np.unique(records.batch_id, return_index=True)[1]
+    for index in np.unique(records.slice_index[rows]):
+        own = rows[records.slice_index[rows] == index]
+        own = own[np.argsort(records.execution_start_ns[own], kind="stable")]
+        before_ns = np.concatenate([[0], records.execution_end_ns[own][:-1] + IDLE_NS])
+        idle = before_ns < records.dispatched_ns[own]
+        found.append((records.execution_start_ns - records.dispatched_ns)[own[idle]] / 1e3)
+    return np.concatenate(found) if found else np.empty(0)
+
+
 def answers_after_batch(
-    resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], runs: Sequence[Played]
+    resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], runs: Sequence[Played], dispatch_us: float
 ) -> tuple[Line, JitterConfig | None]:
-    """How long after the end of its batch an answer is with the client, and how that varies."""
+    """How long after the end of its batch an answer is with the client, and how that varies.
+
+    What the way to the slice differs from its mean is part of it.
+    """
     found: dict[int, list[float]] = {}
     native = is_native(resolved)
     for played in runs:
         records = played.result.records.select(played.result.records.served)
-        begin_ns = records.execution_start_ns if native else records.dispatched_ns  # the way to the slice is part of it
-        after_us = (records.completed_ns - begin_ns - _expected_ns(resolved, profiles, records)) / 1e3
+        begin_ns = records.execution_start_ns if native else records.dispatched_ns
+        after_us = (records.completed_ns - begin_ns - _expected_ns(resolved, profiles, records)) / 1e3 - dispatch_us
         for size in np.unique(records.batch_size):
             found.setdefault(int(size), []).extend(after_us[records.batch_size == size].tolist())
     line = line_by_size(found)
@@ -356,7 +375,7 @@ def calibrate(
         notes.append("preprocessing inside the slices is not measured apart: the scenario's own costs are simulated")
     if backend != "none" and not isinstance(scenario.preprocessing, NoPreprocessing) and worked:
         held_us = between_items_us(records)
-        costs, transfers, spread, front = _preprocessing_costs(resolved, records, facts, held_us)
+        costs, transfers, rested_us, spread, front = _preprocessing_costs(resolved, records, facts, held_us)
         changes["preprocessing"] = CpuPreprocessing(
             kind="cpu",
             cores=worker_count(resolved),
@@ -364,6 +383,7 @@ def calibrate(
             cost=costs,
             transfer_per_100kb_us=transfers.get("image", 0.0),
             transfer_per_audio_s_us=transfers.get("audio", 0.0),
+            rested_us=rested_us,
         )
         for modality, section in (("image", costs.image), ("audio", costs.audio)):
             if section is not None:
@@ -375,13 +395,18 @@ def calibrate(
                 )
         notes.append(
             f"a preprocessing worker with a line takes {held_us:.0f} us from one input to the next: part of its cost, "
-            "not of what comes before the batcher"
+            f"not of what comes before the batcher; after a rest it takes {rested_us:.0f} us longer"
         )
     batcher = resolved.models[0].config.batcher
     limit = max(batch_limit(resolved, model) for model in resolved.models)
     native = is_native(resolved)
     triton = batcher if native and isinstance(batcher, TritonBatcher) and batcher.dynamic_batching else None
-    kept_busy = gaps_between_batches(resolved, profiles, busy)
+    # Triton's own batcher does not say when it hands out a batch: there the way is part of what comes before.
+    dispatch_us = 0.0 if native else way_to_slice_us(records, alone)
+    kept_busy = {
+        size: [gap - dispatch_us for gap in gaps]
+        for size, gaps in gaps_between_batches(resolved, profiles, busy).items()
+    }
     race: Race | None = None
     if triton is not None and limit > 1 and not triton.prefetching:
         seen = gaps_between_batches(resolved, profiles, [rehearsed], IDLE_NS)
@@ -391,9 +416,9 @@ def calibrate(
     gap, gap_spread = turnaround(resolved, profiles, rehearsed, kept_busy, race)
     if race is not None and race.permille is None:
         gap, gap_spread = usual, spread_of(relative(kept_busy, line))  # lost wake-ups are in the means
-    answers, answer_spread = answers_after_batch(resolved, profiles, [rehearsed])
+    answers, answer_spread = answers_after_batch(resolved, profiles, [rehearsed], dispatch_us)
     if answers.values < PAIRS_MIN:
-        answers, answer_spread = answers_after_batch(resolved, profiles, [idle, rehearsed])
+        answers, answer_spread = answers_after_batch(resolved, profiles, [idle, rehearsed], dispatch_us)
     threads = wakeup(resolved, records) if native else Wakeup(0.0, 0)
     front_spread: JitterConfig | None = None
     if native:
@@ -405,7 +430,7 @@ def calibrate(
         if len(front):
             middle_us = max(steady_mean(front) - threads.us, 1.0)
             front_spread = spread_of((front - threads.us) / middle_us)
-            way_us = way_under_load(resolved, idle, rehearsed) if scenario.server.topology == "central" else None
+            way_us = way_under_load(resolved, idle, rehearsed)
             if way_us is not None:
                 front = front + (way_us - float(steady_mean(front)))
     elif len(front) < ALONE_MIN:
@@ -413,8 +438,13 @@ def calibrate(
     front_us = max(steady_mean(front) - threads.us - held_us, 0.0) if len(front) else 0.0
     if not native and front_us > 0:
         front_spread = spread_of((front - held_us) / front_us)
+    ingress_us = 0.0
+    if worked:
+        ingress_us = max(front_us - max(after_preprocessing_us(records) - held_us, 0.0), 0.0)
+    timer_us = 0.0 if native else timer_lateness_us(resolved, records)
     overheads = Overheads(
-        frontend_us=front_us, turnaround_us=gap.fixed_us, turnaround_request_us=gap.per_request_us,
+        ingress_us=ingress_us, frontend_us=front_us - ingress_us, timer_us=timer_us, dispatch_us=dispatch_us,
+        turnaround_us=gap.fixed_us, turnaround_request_us=gap.per_request_us,
         response_us=answers.fixed_us, response_request_us=answers.per_request_us,
         frontend_jitter=front_spread, turnaround_jitter=gap_spread, response_jitter=answer_spread,
     )  # fmt: skip
@@ -430,8 +460,14 @@ def calibrate(
         (
             f"from the generator to the batcher, beyond preprocessing: {front_us:.0f} us "
             f"({len(front)} requests that met an idle slice or no line, mean{_varies(front_spread)})"
+            + (f"; {ingress_us:.0f} us of them before it" if worked else "")
         ),
     ]
+    if not native:
+        notes.append(
+            f"from the batcher to the start of the execution on an idle slice: {dispatch_us:.0f} us; its timer rings "
+            f"{timer_us:.0f} us late"
+        )
     changes["server"] = scenario.server.model_copy(update={"overheads": overheads})
     models: list[Model] = []
     for model, profile in zip(scenario.models, profiles, strict=True):
@@ -482,8 +518,11 @@ def way_under_load(resolved: ResolvedScenario, idle: Played, rehearsed: Played) 
 
     What passes from schedule to execution, without the time that the server's statistics count as waiting in its queue
     but for what a lone request waits there too, beyond the batcher's delay; ``None`` where the server counts nothing.
+    Of several servers only the first is asked, so that its slice's requests are what is compared.
     """
     records = rehearsed.result.records.select(rehearsed.result.records.served)
+    if resolved.scenario.server.topology == "per_slice":
+        records = records.select(records.slice_index == resolved.models[0].slice_indices[0])
     batcher = resolved.models[0].config.batcher
     if rehearsed.queue_us is None or idle.queue_us is None or len(records) == 0:
         return None
@@ -492,24 +531,62 @@ def way_under_load(resolved: ResolvedScenario, idle: Played, rehearsed: Played) 
     return way_us + max(alone_us, 0.0)
 
 
+def way_to_slice_us(records: Records, alone: Records) -> float:
+    """The mean way from the batcher to an idle slice: under the load, or else of requests one at a time."""
+    ways = ways_to_slice_us(records)
+    if len(ways) < ALONE_MIN:
+        ways = ways_to_slice_us(alone)
+    return steady_mean(ways) if len(ways) else 0.0
+
+
+def after_preprocessing_us(records: Records) -> float:
+    """From the end of an input's preprocessing to its batcher, the mean."""
+    worked = records.preprocess_end_ns > records.preprocess_start_ns
+    return steady_mean((records.enqueued_ns - records.preprocess_end_ns)[worked] / 1e3)
+
+
 def between_items_us(records: Records) -> float:
     """What a preprocessing worker takes from one input to the next while others wait for it."""
-    worked = records.select(records.preprocess_end_ns > records.preprocess_start_ns)
-    ends = np.sort(worked.preprocess_end_ns)
-    before = np.searchsorted(ends, worked.preprocess_start_ns, side="right") - 1
-    ended_ns = ends[np.maximum(before, 0)]
-    waited = (before >= 0) & (worked.issued_ns < ended_ns - IDLE_NS)
-    gaps = (worked.preprocess_start_ns - ended_ns)[waited] / 1e3
+    waited, ended_ns = waited_for_worker(records)
+    gaps = (records.preprocess_start_ns - ended_ns)[waited] / 1e3
     return steady_mean(gaps) if len(gaps) >= ALONE_MIN else 0.0
+
+
+def waited_for_worker(records: Records) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Which requests were there for a while when their worker ended its input before, and when that was."""
+    worked = records.preprocess_end_ns > records.preprocess_start_ns
+    ends = np.sort(records.preprocess_end_ns[worked])
+    if len(ends) == 0:
+        return worked, records.preprocess_end_ns
+    before = np.searchsorted(ends, records.preprocess_start_ns, side="right") - 1
+    ended_ns = ends[np.maximum(before, 0)]
+    return worked & (before >= 0) & (records.issued_ns < ended_ns - IDLE_NS), ended_ns
+
+
+def timer_lateness_us(resolved: ResolvedScenario, records: Records) -> float:
+    """How long after its delay the oldest request of a batch left that nothing else kept; the mean."""
+    found: list[Array] = []
+    for model in resolved.models:
+        mine = records.select(records.model_index == model.index)
+        plan = plan_servers(resolved, model, int(mine.audio_ns.max(initial=0)))[0].plan
+        order = np.lexsort((mine.enqueued_ns, mine.batch_id))
+        oldest = mine.select(order[np.unique(mine.batch_id[order], return_index=True)[1]])
+        delay_ns = np.array(plan.bucket_delay_ns, dtype=np.int64)[plan.bucket_of(oldest.audio_ns)]
+        late_ns = oldest.dispatched_ns - oldest.enqueued_ns - delay_ns
+        found.append(late_ns[(late_ns >= 0) & (late_ns < TIMER_NS) & (delay_ns > 0)] / 1e3)
+    late_us = np.concatenate(found)
+    return steady_mean(late_us) if len(late_us) >= ALONE_MIN else 0.0
 
 
 def _preprocessing_costs(
     resolved: ResolvedScenario, records: Records, facts: dict[str, str], held_us: float
-) -> tuple[CpuCosts, dict[str, float], dict[str, JitterConfig | None], Array]:
-    """What inputs cost, how much later larger ones reach a worker, how costs vary, and what passes before any work.
+) -> tuple[CpuCosts, dict[str, float], float, dict[str, JitterConfig | None], Array]:
+    """What inputs cost, how much later larger ones reach a worker, what a rest costs, how costs vary, and the way.
 
     The first are lines by their size and slopes by modality. A worker is also held from one input to the next.
     """
+    waited = waited_for_worker(records)[0]
+    rested: list[tuple[int, float]] = []
     took_us = (records.preprocess_end_ns - records.preprocess_start_ns) / 1e3
     sections: dict[str, Any] = {}
     transfers: dict[str, float] = {}
@@ -532,17 +609,25 @@ def _preprocessing_costs(
         per_unit_us = float(way_us[mine][0])
         way_us[mine] *= sizes[mine]
         residual = took_us[mine] - line.fixed_us - line.slope_us * sizes[mine]
+        fixed_us, rest_us = line.fixed_us, 0.0
+        if min((waited & mine).sum(), (free & mine).sum()) >= ALONE_MIN:
+            in_line_us, alone_us = steady_mean(residual[waited[mine]]), steady_mean(residual[free[mine]])
+            rest_us = max(alone_us - in_line_us, 0.0)
+            fixed_us -= rest_us * float(free[mine].mean())
+            residual -= np.where(free[mine], rest_us, 0.0) - rest_us * float(free[mine].mean())
+        rested.append((int(mine.sum()), rest_us))
         text = f"line through {int(mine.sum())} requests; standard deviation from it {float(residual.std()):.0f} us"
         expected_us = np.maximum(took_us[mine] - residual + held_us, 1.0)
         spread[modality] = spread_of((took_us[mine] + held_us) / expected_us)
         transfers[modality] = per_unit_us
-        values = zip(names, (line.fixed_us + held_us, line.slope_us), strict=True)
+        values = zip(names, (fixed_us + held_us, line.slope_us), strict=True)
         sections[modality] = kind(
             **{name: Figure.model_validate({"value": value, "notes": text, **facts}) for name, value in values}
         )
     return (
         CpuCosts(kind="cpu", name="measured-live", description="Measured by preba validate.", **sections),
         transfers,
+        float(np.average([us for _, us in rested], weights=[count for count, _ in rested])) if rested else 0.0,
         spread,
         (before_us - way_us)[free],
     )

@@ -60,7 +60,8 @@ def stage_ns(records: Records) -> dict[str, NDArray[np.int64]]:
     Notes
     -----
     * ``generator_lag``: scheduled until issued; 0 in a simulation.
-    * ``preprocess_wait``: waiting for preprocessing units, in front of the first station and between stations.
+    * ``preprocess_wait``: waiting for preprocessing units, in front of the first station (with the way there) and
+      between stations.
     * ``preprocess_service``: the rest from issue to the last preprocessing's end.
     * ``hop``: from there to the batcher: the link to the GPU (its queue included) and the front end's overhead.
     * ``batching``: in the batcher until the batch was complete. Of a request whose slice was lost, its first

@@ -57,10 +57,16 @@ class Gpu(StrictModel):
 class Overheads(StrictModel):
     """Measured or assumed costs of the serving software itself; all zero unless given."""
 
+    ingress_us: NonNegativeFloat = 0.0
+    """From the client to the first preprocessing unit, per request; without preprocessing it is part of the next."""
     frontend_us: NonNegativeFloat = 0.0
     """From the end of preprocessing (or arrival) to the batcher, per request."""
+    timer_us: NonNegativeFloat = 0.0
+    """How late a batcher's timer rings: what comes meanwhile joins the batch."""
+    dispatch_us: NonNegativeFloat = 0.0
+    """From the batcher to the start of the execution, per batch; its slice is taken meanwhile."""
     turnaround_us: NonNegativeFloat = 0.0
-    """From the end of one execution until its slice can start the next."""
+    """From the end of one execution until its slice can take the next batch."""
     turnaround_request_us: NonNegativeFloat = 0.0
     """So much more for each request of that execution: handing out its answers one by one."""
     response_request_us: NonNegativeFloat = 0.0
@@ -68,7 +74,7 @@ class Overheads(StrictModel):
     response_us: NonNegativeFloat = 0.0
     """From the end of execution to the client having the answer."""
     frontend_jitter: JitterConfig | None = None
-    """How ``frontend_us`` varies from request to request."""
+    """How ``ingress_us`` and ``frontend_us`` vary from request to request."""
     turnaround_jitter: JitterConfig | None = None
     """How the turnaround varies from batch to batch."""
     response_jitter: JitterConfig | None = None

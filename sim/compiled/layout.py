@@ -38,7 +38,9 @@ C_LARGEST_BATCH = 16
 C_TURNAROUND_REQUEST_NS = 17
 C_RESPONSE_REQUEST_NS = 18
 C_OVERHEADS_VARY = 19  # 1: overheads are multiplied by the trace's factors
-CONFIG_COUNT = 20
+C_DISPATCH_NS = 20
+C_TIMER_NS = 21
+CONFIG_COUNT = 22
 
 # Indices into ``world.clock``, which does.
 K_NOW_NS = 0
@@ -143,6 +145,7 @@ _WORLD: dict[str, Place] = {
     # per model
     "model_route": _TABLE,
     "model_route_length": _TABLE,
+    "model_ingress_ns": _TABLE,
     "model_server": _TABLE,
     "model_servers": _TABLE,
     "model_outstanding": _TABLE,
@@ -199,6 +202,7 @@ _WORLD: dict[str, Place] = {
     "station_is_hop": _TABLE,
     "station_first_unit": _TABLE,
     "station_launch_ns": _TABLE,
+    "station_rested_ns": _TABLE,
     "station_batch_max": _TABLE,
     "station_occupancy": _TABLE,  # addresses
     "station_latency": _TABLE,

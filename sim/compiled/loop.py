@@ -27,11 +27,13 @@ from sim.compiled.layout import (
     World,
 )
 from sim.compiled.requests import (
+    ON_ITS_WAY,
     arrive,
     consumer_ready,
     end,
     issue_next,
     leave_station,
+    next_station,
     offer,
     pump,
     release_unit,
@@ -131,6 +133,8 @@ def happen(world: World, rank: int, identity: int, payload: int) -> None:
     elif rank == RANK_STATION_LEAVE:
         if payload >= 0:
             leave_station(world, payload, identity)
+        elif payload == ON_ITS_WAY:
+            next_station(world, identity)
         else:
             offer(world, identity)
     elif rank == RANK_CONSUMER_READY:

@@ -23,6 +23,7 @@ from sim.compiled.heap import heap_before, heap_push, timer_clear, timer_set
 from sim.compiled.layout import (
     C_BALANCER,
     C_CLOSED,
+    C_DISPATCH_NS,
     C_FRONTEND_NS,
     C_OVERHEADS_VARY,
     C_RESPONSE_NS,
@@ -31,6 +32,7 @@ from sim.compiled.layout import (
     C_SHARED,
     C_SHARED_SLOWDOWN,
     C_SPANS,
+    C_TIMER_NS,
     C_TURNAROUND_NS,
     C_TURNAROUND_REQUEST_NS,
     K_BATCHES,
@@ -55,6 +57,9 @@ from sim.order import (
     order_key,
 )
 from sim.service import execution_ns, ready_ns, slice_preprocess_ns, spread_ns
+
+ON_ITS_WAY = -2
+"""In the place of a station that a request leaves: it has come to its first one."""
 
 
 def state_at(world: World, server: int) -> Batcher:
@@ -85,13 +90,19 @@ def arrive(world: World, request: int) -> None:
         world.scheduled_ns[request] = now_ns
     world.preprocess_start_ns[request] = now_ns
     world.preprocess_end_ns[request] = now_ns
-    world.preprocess_wait_ns[request] = 0
+    ingress_ns = world.model_ingress_ns[world.trace_model[request]]
+    if ingress_ns > 0 and world.config[C_OVERHEADS_VARY] == 1:
+        ingress_ns = spread_ns(ingress_ns, world.trace_frontend_factor[request])
+    world.preprocess_wait_ns[request] = ingress_ns
     world.enqueued_ns[request] = NONE
     world.server_index[request] = NONE
     world.outcome[request] = PENDING
     world.attempts[request] = 0
     count_arrived(world, request)
-    next_station(world, request)
+    if ingress_ns > 0:
+        heap_push(world, now_ns + ingress_ns, order_key(RANK_STATION_LEAVE, request), ON_ITS_WAY)
+    else:
+        next_station(world, request)
 
 
 # -- preprocessing ---------------------------------------------------------------------------------------------------
@@ -160,6 +171,8 @@ def work(world: World, station: int, unit: int, first: int) -> None:
     """One unit works on one request, or on a batch of them that leaves together."""
     now_ns = world.clock[K_NOW_NS]
     launch_ns = world.station_launch_ns[station]
+    if world.row_joined_ns[first] == now_ns:
+        launch_ns += world.station_rested_ns[station]
     occupancy = world.station_occupancy[station]
     released_ns = now_ns + launch_ns
     request = first
@@ -292,7 +305,7 @@ def pump(world: World, server: int) -> None:
         if due_ns == NEVER:
             timer_clear(world, server)
         else:
-            at_ns = max(due_ns, now_ns)
+            at_ns = max(due_ns + world.config[C_TIMER_NS], now_ns)
             timer_set(world, server, at_ns)
             world.clock[K_LATEST_ALARM_NS] = max(world.clock[K_LATEST_ALARM_NS], at_ns)
 
@@ -311,7 +324,7 @@ def start(world: World, server: int, consumer: int) -> None:
     model = world.server_model[server]
     global_consumer = world.server_consumer[server] + consumer
     slice_index = world.consumer_slice[global_consumer]
-    start_ns = max(now_ns, world.slice_stream_free_ns[slice_index])
+    start_ns = max(now_ns + world.config[C_DISPATCH_NS], world.slice_stream_free_ns[slice_index])
     factor = world.trace_factor[state.out_request[0]]
     preprocess_ns = 0
     if world.config[C_SHARED] == 1 and world.model_uses_shared[model] == 1:

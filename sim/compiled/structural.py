@@ -58,6 +58,8 @@ def structural_obstacle(model: SimModel) -> str | None:
         return "slices that fail"
     if model.overheads_vary:
         return "overheads that vary"
+    if model.ingress_ns[0] + model.timer_ns + model.dispatch_ns > 0:
+        return "ways to preprocessing or to the slice, or timers, that take time"
     obstacle = _station_obstacle(model)
     if obstacle is not None:
         return obstacle
@@ -85,6 +87,8 @@ def _station_obstacle(model: SimModel) -> str | None:
         station = model.preprocessing.stations[route[0]]
         if station.batch_max > 1:
             return "preprocessing in batches"
+        if station.rested_ns > 0:
+            return "preprocessing that is slower after a rest"
         if station.latency_ns is not station.occupancy_ns and not np.array_equal(
             station.latency_ns, station.occupancy_ns
         ):

@@ -120,6 +120,7 @@ class RunMemory:
         count = len(model.tables)
         routes = model.preprocessing.routes
         self._put("model_route_length", [len(route) for route in routes])
+        self._put("model_ingress_ns", list(self.model.ingress_ns))
         self._put("model_route", np.concatenate(([0], np.cumsum([len(route) for route in routes])))[:-1])
         self._put("route_station", [station for route in routes for station in route])
         self._put("model_server", [group[0] for group in model.model_servers])
@@ -148,6 +149,7 @@ class RunMemory:
         self._put("station_is_hop", [int(station.kind == "hop") for station in stations])
         self._put("station_first_unit", first[:-1])
         self._put("station_launch_ns", [station.launch_ns for station in stations])
+        self._put("station_rested_ns", [station.rested_ns for station in stations])
         self._put("station_batch_max", [station.batch_max for station in stations])
         occupancy = [np.ascontiguousarray(station.occupancy_ns, dtype=np.int64) for station in stations]
         latency = [np.ascontiguousarray(station.latency_ns, dtype=np.int64) for station in stations]
@@ -239,6 +241,8 @@ class RunMemory:
         model = self.model
         config = np.zeros(lay.CONFIG_COUNT, dtype=np.int64)
         config[lay.C_FRONTEND_NS] = model.frontend_ns
+        config[lay.C_TIMER_NS] = model.timer_ns
+        config[lay.C_DISPATCH_NS] = model.dispatch_ns
         config[lay.C_TURNAROUND_NS] = model.turnaround_ns
         config[lay.C_TURNAROUND_REQUEST_NS] = model.turnaround_request_ns
         config[lay.C_RESPONSE_NS] = model.response_ns

@@ -132,6 +132,7 @@ def scenarios(draw: st.DrawFn, toy: Any) -> dict[str, Any]:
     preprocessing: dict[str, Any] = {"kind": "none"}
     if kind == "cpu":
         preprocessing = toy.cpu(draw(st.integers(1, 3)), 1500, per_audio_s_us=300, usable=0.9)
+        preprocessing["rested_us"] = draw(st.sampled_from([0, 250]))
     elif kind == "dpu":
         design = draw(st.sampled_from(["two_types", "one_type"])) if "audio" in modalities else None
         preprocessing = toy.dpu(**({"audio": {"design": design}} if design else {}))
@@ -156,6 +157,7 @@ def scenarios(draw: st.DrawFn, toy: Any) -> dict[str, Any]:
             [
                 {},
                 {"frontend_us": 100, "turnaround_us": 300, "response_us": 50},
+                {"ingress_us": 130, "frontend_us": 100, "timer_us": 80, "dispatch_us": 90, "turnaround_us": 210},
                 {"turnaround_us": 20, "turnaround_request_us": 170, "response_request_us": 130},
                 {
                     "frontend_us": 100,

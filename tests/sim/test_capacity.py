@@ -89,6 +89,7 @@ CASES: dict[str, tuple[Change, float, str]] = {
         "slices of toy",
     ),
     "turnaround": (_field(server={"overheads": {"turnaround_us": 1200.0}}), 7 / 1.65e-3, "slices of toy"),
+    "way to the slice": (_field(server={"overheads": {"dispatch_us": 1200.0}}), 7 / 1.65e-3, "slices of toy"),
     "turnaround of each request": (
         _field(server={"overheads": {"turnaround_request_us": 100.0}}),
         7 / 1.6e-3,

@@ -35,7 +35,9 @@ def test_engine_times_a_request_through_every_stage(toy: Any, tmp_path: Any) -> 
         toy.arrivals_at(tmp_path, [0.0, 0.5]),
         batcher={"kind": "fixed", "batch_max": 8, "timeout_ms": 4.0},
     )
-    overheads = {"frontend_us": 100.0, "turnaround_us": 300.0, "response_us": 50.0}
+    overheads = {
+        "ingress_us": 250.0, "frontend_us": 100.0, "dispatch_us": 150.0, "turnaround_us": 300.0, "response_us": 50.0,
+    }  # fmt: skip
     data = toy.scenario(
         [model], requests=2, preprocessing=toy.cpu(1, 1800.0, usable=0.9), server={"overheads": overheads}
     )
@@ -43,14 +45,14 @@ def test_engine_times_a_request_through_every_stage(toy: Any, tmp_path: Any) -> 
     # 1.8 ms of work take 2 ms of a core that is 90 % usable; the batch leaves 4 ms after its oldest came.
     expected_us = {
         "scheduled_ns": [0, 500],
-        "preprocess_start_ns": [0, 2000],
-        "preprocess_end_ns": [2000, 4000],
-        "preprocess_wait_ns": [0, 1500],
-        "enqueued_ns": [2100, 4100],
-        "dispatched_ns": [6100, 6100],
-        "execution_start_ns": [6100, 6100],
-        "execution_end_ns": [9100, 9100],
-        "completed_ns": [9150, 9150],
+        "preprocess_start_ns": [250, 2250],
+        "preprocess_end_ns": [2250, 4250],
+        "preprocess_wait_ns": [250, 1750],
+        "enqueued_ns": [2350, 4350],
+        "dispatched_ns": [6350, 6350],
+        "execution_start_ns": [6500, 6500],
+        "execution_end_ns": [9500, 9500],
+        "completed_ns": [9550, 9550],
         "batch_size": [2 / NS_PER_US] * 2,
     }
     for name, values in expected_us.items():
@@ -58,11 +60,26 @@ def test_engine_times_a_request_through_every_stage(toy: Any, tmp_path: Any) -> 
 
 
 def test_slice_takes_the_next_batch_after_its_turnaround(toy: Any, tmp_path: Any) -> None:
-    """Between two executions of a busy slice lies the turn-around and nothing else."""
+    """Between two executions of a busy slice lie the turn-around and the way to the slice and nothing else."""
     model = toy.model(toy.profile(TEN_MS), toy.arrivals_at(tmp_path, [0.0, 1.0, 2.0]))
-    data = toy.scenario([model], requests=3, server={"overheads": {"turnaround_us": 300.0}})
-    starts = toy.run(data).result.records.execution_start_ns / NS_PER_MS
-    assert starts.tolist() == [0.0, 10.3, 20.6]
+    for overheads, first_ms in (({"turnaround_us": 300.0}, 0.0), ({"dispatch_us": 200.0, "turnaround_us": 100.0}, 0.2)):
+        data = toy.scenario([model], requests=3, server={"overheads": overheads})
+        starts = toy.run(data).result.records.execution_start_ns / NS_PER_MS
+        assert starts.tolist() == [first_ms, first_ms + 10.3, first_ms + 20.6]
+
+
+def test_way_to_preprocessing_is_for_requests_that_are_preprocessed(toy: Any, tmp_path: Any) -> None:
+    """It varies with the request, before any waiting for a unit; a request without preprocessing has none."""
+    times = toy.arrivals_at(tmp_path, [0.0, 5.0, 10.0])
+    varies = {"kind": "lognormal", "cv": 0.5}
+    server = {"overheads": {"ingress_us": 250.0, "frontend_us": 100.0, "frontend_jitter": varies}}
+    model = toy.model(toy.profile(TEN_MS), times)
+    run = toy.run(toy.scenario([model], requests=3, preprocessing=toy.cpu(1, 900.0), server=server))
+    records, factors = run.result.records, run.trace.overhead_factor[:, 0]
+    assert (records.preprocess_start_ns - records.scheduled_ns).tolist() == np.round(250_000 * factors).tolist()
+    assert (records.enqueued_ns - records.preprocess_end_ns).tolist() == np.round(100_000 * factors).tolist()
+    records = toy.run(toy.scenario([model], requests=3, server=server)).result.records
+    assert (records.enqueued_ns - records.scheduled_ns).tolist() == np.round(100_000 * factors).tolist()
 
 
 def test_overheads_vary_by_the_factors_of_the_trace(toy: Any, tmp_path: Any) -> None:
@@ -286,3 +303,21 @@ def test_execution_profile_must_cover_the_batches_that_are_planned(toy: Any) -> 
     )  # fmt: skip
     with pytest.raises(ScenarioError, match=r"execution_profile: 'toy' knows batches up to 4 .* batches of 8"):
         toy.run(toy.scenario([model], requests=10))
+
+
+def test_core_that_rested_takes_longer(toy: Any, tmp_path: Any) -> None:
+    """Only for an input that finds it idle, not for one that has waited for it."""
+    model = toy.model(toy.profile(TEN_MS), toy.arrivals_at(tmp_path, [0.0, 0.5, 5.0]))
+    preprocessing = {**toy.cpu(1, 1000.0), "rested_us": 200.0}
+    records = toy.run(toy.scenario([model], requests=3, preprocessing=preprocessing)).result.records
+    assert (records.preprocess_end_ns / NS_PER_MS).tolist() == [1.2, 2.2, 6.2]
+
+
+def test_late_timer_lets_others_join(toy: Any, tmp_path: Any) -> None:
+    """A batch that is due leaves when the timer rings, with what has come meanwhile."""
+    times = toy.arrivals_at(tmp_path, [0.0, 4.1, 30.0, 34.3])
+    model = toy.model(toy.profile(GROWING), times, batcher={"kind": "fixed", "batch_max": 8, "timeout_ms": 4.0})
+    data = toy.scenario([model], requests=4, server={"overheads": {"timer_us": 200.0}})
+    records = toy.run(data).result.records
+    assert records.batch_size.tolist() == [2, 2, 1, 1]
+    assert (records.execution_start_ns / NS_PER_MS).tolist() == [4.1, 4.1, 34.2, 38.5]
