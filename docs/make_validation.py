@@ -112,12 +112,17 @@ def cases() -> dict[str, tuple[str, dict[str, Any]]]:
     levels = {"priority_levels": 2, "default_priority_level": 2}
     shares = {"priority_shares": {1: 0.3, 2: 0.7}}
     for slices in (1, 3):
-        bound = {"max_queue_size": 8 * slices}
-        found[f"triton-{slices}-bounded"] = ("triton", triton_case(slices, 1.2, default_queue_policy=bound))
+        load, most = (0.7, 16) if slices == 1 else (1.2, 8 * slices)
+        bound = {"max_queue_size": most}
+        found[f"triton-{slices}-bounded"] = ("triton", triton_case(slices, load, default_queue_policy=bound))
         found[f"triton-{slices}-reject"] = ("triton", triton_case(slices, 1.1, default_queue_policy=reject))
         found[f"triton-{slices}-delay-action"] = ("triton", triton_case(slices, 0.6, default_queue_policy=postpone))
         found[f"triton-{slices}-priorities"] = ("triton", triton_case(slices, 0.7, model=shares, **levels))
-    found["triton-1-priorities"][1]["run"]["requests"] *= 3  # lost wake-ups make its tail, and there are few
+    overloaded = triton_case(1, 1.2, default_queue_policy={"max_queue_size": 8})
+    found["triton-1-overloaded"] = ("triton", overloaded)
+    # Lost wake-ups make what is rare here, and there are few.
+    for name, factor in (("triton-1-bounded", 5), ("triton-1-overloaded", 8), ("triton-1-priorities", 6)):
+        found[name][1]["run"]["requests"] *= factor
     for slices in (1, 3, 7):
         found[f"triton-{slices}-onoff"] = ("triton", triton_case(slices, 0.5, model=on_off(slices), **delay(5)))
     found["envoy-7-round-robin"] = (
@@ -127,6 +132,7 @@ def cases() -> dict[str, tuple[str, dict[str, Any]]]:
             server={"topology": "per_slice", "balancer": "round_robin"},
         ),
     )  # fmt: skip
+    found["envoy-7-round-robin"][1]["run"]["requests"] *= 3  # its slices are busy 93 % of the time
     loop = {"arrivals": {"kind": "closed_loop", "outstanding": 24}}
     found["triton-3-closed-loop"] = ("triton", triton_case(3, 0.7, model=loop))
     fixed = tensor_case(7, 0.15, {"kind": "fixed", "batch_max": 8, "timeout_ms": 15})

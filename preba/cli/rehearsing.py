@@ -15,8 +15,8 @@ from runtime.placement import is_native, longest_audio_ns
 __all__ = ["batch_limit", "kept_busy", "one_at_a_time", "rehearsal"]
 
 IDLE_THINK_MS = 2.0
-REHEARSAL_S = 60.0
-REHEARSAL_REQUESTS = 20_000
+REHEARSAL_S = 120.0
+REHEARSAL_REQUESTS = 100_000
 IDLE_THINK_MAX_MS = 100.0
 REQUESTS_MIN = 30
 
@@ -71,7 +71,7 @@ def kept_busy(resolved: ResolvedScenario, batches: int, batch: int) -> ResolvedS
 
 
 def rehearsal(resolved: ResolvedScenario) -> ResolvedScenario:
-    """As much as a minute of the scenario itself with other draws, without its events."""
+    """As much as two minutes of the scenario itself with other draws, without its events."""
     scenario = resolved.scenario
     run = Run(duration_s=REHEARSAL_S, warmup_requests=0)
     rates = [model.arrivals.mean_rate_rps() for model in scenario.models]
