@@ -15,7 +15,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from preba.batching.replay import play as play_batcher
@@ -28,6 +27,7 @@ from preba.scenario.load import load_scenario
 from preba.scenario.resolve import ResolvedScenario, resolve
 from preba.scenario.schema import Overheads
 from preba.units import ns_from_ms
+from runtime.gpu.onnx_file import write_convolutions
 from runtime.load.run import Target, play
 from runtime.profiling import this_machine
 from sim.run import DEFAULT_ENGINE, simulate
@@ -128,11 +128,10 @@ def cases() -> dict[str, tuple[str, dict[str, Any]]]:
     found["envoy-7-round-robin"] = (
         "triton",
         tensor_case(
-            7, 0.7, {"kind": "triton", "max_batch_size": 8, **delay(5)},
+            7, 0.5, {"kind": "triton", "max_batch_size": 8, **delay(5)},
             server={"topology": "per_slice", "balancer": "round_robin"},
         ),
     )  # fmt: skip
-    found["envoy-7-round-robin"][1]["run"]["requests"] *= 3  # its slices are busy 93 % of the time
     loop = {"arrivals": {"kind": "closed_loop", "outstanding": 24}}
     found["triton-3-closed-loop"] = ("triton", triton_case(3, 0.7, model=loop))
     fixed = tensor_case(7, 0.15, {"kind": "fixed", "batch_max": 8, "timeout_ms": 15})
@@ -145,22 +144,22 @@ def cases() -> dict[str, tuple[str, dict[str, Any]]]:
 
 
 def preba_image(backend: str) -> dict[str, Any]:
-    """JPEGs, one core of preprocessing, PREBA's batcher, seven emulated slices."""
+    """JPEGs, a core for preprocessing alone, PREBA's batcher, seven emulated slices."""
     data = tensor_case(7, 0.03, {"kind": "preba"})
     data["run"]["requests"] *= 2
     model = data["models"][0]
     model["profile"] |= {"modality": "image"}
     model["sizes"] = {"kind": "jpeg", "dataset": "imagenet"}
     data["preprocessing"] = {"kind": "cpu", "cores": 1, "usable_fraction": 1.0, "cost": "cpu-opencv-epyc"}
-    data["live"] = {"preprocessing": {"backend": backend, "workers": 1}}
+    data["live"] = {"preprocessing": {"backend": backend, "workers": 1, "pin": True}}
     data["validation"] = {"p99_percent": 8.0}
     return data
 
 
 def preba_audio() -> dict[str, Any]:
-    """Speech of LibriSpeech's lengths, one core of preprocessing, PREBA's batcher in 2.5 s buckets."""
+    """Speech of LibriSpeech's lengths, a core for preprocessing alone, PREBA's batcher in 2.5 s buckets."""
     data = tensor_case(7, 0.015, {"kind": "preba"})
-    data["run"]["requests"] *= 2
+    data["run"]["requests"] *= 4
     model = data["models"][0]
     lengths = [0.1, *(2.5 * k for k in range(1, 15))]
     model["profile"] |= {
@@ -170,7 +169,7 @@ def preba_audio() -> dict[str, Any]:
     }
     model["sizes"] = {"kind": "librispeech", "subset": "test-clean"}
     data["preprocessing"] = {"kind": "cpu", "cores": 1, "usable_fraction": 1.0, "cost": "cpu-opencv-epyc"}
-    data["live"] = {"preprocessing": {"backend": "cpu", "workers": 1}}
+    data["live"] = {"preprocessing": {"backend": "cpu", "workers": 1, "pin": True}}
     data["validation"] = {"p99_percent": 8.0}
     return data
 
@@ -192,31 +191,6 @@ def onnx_on_cpu() -> dict[str, Any]:
     return data
 
 
-def write_network(path: Path) -> None:
-    """Four convolutions with fixed random weights, some 300 million multiplications an image."""
-    import onnx
-
-    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
-    rng = np.random.default_rng(3)
-    nodes, constants, before, channels = [], [], "x", 3
-    for place, width in enumerate((32, 64, 128, 128)):
-        weights = (rng.standard_normal((width, channels, 3, 3)) / np.sqrt(9 * channels)).astype(np.float32)
-        constants.append(onnx.numpy_helper.from_array(weights, f"w{place}"))
-        nodes += [
-            helper.make_node("Conv", [before, f"w{place}"], [f"c{place}"], strides=[2, 2], pads=[1, 1, 1, 1]),
-            helper.make_node("Relu", [f"c{place}"], [f"r{place}"]),
-        ]
-        before, channels = f"r{place}", width
-    nodes.append(helper.make_node("ReduceMean", [before], ["y"], axes=[2, 3], keepdims=0))
-    graph = helper.make_graph(
-        nodes, "convolutions", [helper.make_tensor_value_info("x", kind, ["n", 3, 224, 224])],
-        [helper.make_tensor_value_info("y", kind, ["n", channels])], constants,
-    )  # fmt: skip
-    built = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
-    built.ir_version = 8
-    onnx.save(built, path)
-
-
 def load(name: str, data: dict[str, Any]) -> ResolvedScenario:
     """Validates a scenario as if a user had written it."""
     with tempfile.TemporaryDirectory() as folder:
@@ -229,7 +203,7 @@ def measure(names: list[str]) -> None:
     """Runs cases and writes what came of each."""
     FOLDER.mkdir(exist_ok=True)
     every = cases()
-    write_network(Path(every["onnx-on-cpu"][1]["live"]["slices"]["onnx"]))
+    write_convolutions(Path(every["onnx-on-cpu"][1]["live"]["slices"]["onnx"]))
     for name in names or [*every, BY_PERF_ANALYZER, "golden"]:
         print(name, flush=True)
         if name == BY_PERF_ANALYZER:

@@ -18,6 +18,7 @@ from preba.scenario.draw import draw_scenario_trace
 from preba.scenario.live import CpuSlices, EmulatedSlices, GpuSlices, MigSlices, SmPartitionSlices
 from preba.scenario.resolve import WHOLE, ResolvedModel, ResolvedScenario
 from preba.serving import ServerModel
+from runtime.cores import split_cores
 from runtime.mig import mig_device_uuids, read_gpus
 from runtime.nvml import open_nvml
 from runtime.preprocess import MEL_BINS, Turns, WorkerPlan, Workers
@@ -67,6 +68,7 @@ def place_preprocessing(
         slot_floats=floats,
         hw_decoder_share=0.65 if share is None else share,
         visible_device=_preprocessing_device(resolved) if backend == "dali_gpu" else None,
+        cores=split_cores(worker_count(resolved))[0] if live.preprocessing.pin else (),
     )
     return pool, Workers(plan, turns, workplace.tell)
 
@@ -176,7 +178,7 @@ def _slice_model(
     if isinstance(kind, CpuSlices):
         cores: tuple[int, ...] = ()
         if kind.pin:
-            have = sorted(os.sched_getaffinity(0))
+            have = other_cores(resolved) or sorted(os.sched_getaffinity(0))
             cores = tuple(have[(index * kind.threads + place) % len(have)] for place in range(kind.threads))
         return replace(computes, threads=kind.threads, cores=cores, providers=("CPUExecutionProvider",)), {}
     if isinstance(kind, MigSlices):
@@ -288,6 +290,13 @@ def worker_count(resolved: ResolvedScenario) -> int:
     here = len(os.sched_getaffinity(0))
     config = resolved.scenario.preprocessing
     return min(config.cores, here) if isinstance(config, CpuPreprocessing) else here
+
+
+def other_cores(resolved: ResolvedScenario) -> tuple[int, ...]:
+    """Where everything but pinned preprocessing workers runs; empty: anywhere."""
+    works = preprocessing_backend(resolved) != "none" and not preprocesses_in_slices(resolved)
+    pinned = resolved.scenario.live.preprocessing.pin and works
+    return split_cores(worker_count(resolved))[1] if pinned else ()
 
 
 def longest_audio_ns(resolved: ResolvedScenario) -> list[int]:

@@ -61,6 +61,8 @@ class WorkerPlan:
     hw_decoder_share : float
     visible_device : str or None
         The only CUDA device the workers see: an index, or the UUID of the MIG slice that preprocesses.
+    cores : tuple of int
+        Where the workers run; empty: anywhere.
     """
 
     modality: str
@@ -70,6 +72,7 @@ class WorkerPlan:
     slot_floats: int
     hw_decoder_share: float = 0.65
     visible_device: str | None = None
+    cores: tuple[int, ...] = ()
 
 
 WORKER_NICE = 5
@@ -81,6 +84,8 @@ def _begin(plan: WorkerPlan) -> None:
     from accel.executors import build_preprocessor
 
     os.nice(WORKER_NICE)
+    if plan.cores:
+        os.sched_setaffinity(0, plan.cores)
     os.setsid()  # its own process group, which the janitor can end; and a terminal's interrupt is for the server
     if plan.visible_device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = plan.visible_device

@@ -19,6 +19,7 @@ from preba.scenario.resolve import ResolvedScenario
 from preba.serving import plan_servers
 from runtime.access import Access
 from runtime.calls import Service, allow_files, serve_calls
+from runtime.cores import bound_to
 from runtime.decisions import DecisionLog
 from runtime.envoy import Envoy
 from runtime.envoy_config import Backend, Door, ToSlices, ToSocket
@@ -27,7 +28,15 @@ from runtime.http_api import HttpApi
 from runtime.kserve import KServe
 from runtime.metrics import render
 from runtime.native import SlicesBehindEnvoy
-from runtime.placement import is_native, longest_audio_ns, place_preprocessing, place_slice, slowest_table, worker_count
+from runtime.placement import (
+    is_native,
+    longest_audio_ns,
+    other_cores,
+    place_preprocessing,
+    place_slice,
+    slowest_table,
+    worker_count,
+)
 from runtime.preprocess import Turns
 from runtime.processes import Workplace
 from runtime.slices import AnySlice, NullSlice
@@ -208,6 +217,7 @@ class LiveServer:
                 )  # fmt: skip
                 self.slices[index] = one
                 starting.append(one.start())
+        self._stack.enter_context(bound_to(other_cores(self.resolved)))  # of this process and of those it starts
         await _all(starting)
         if native:
             await self._balance()

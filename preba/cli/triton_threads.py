@@ -182,11 +182,12 @@ def lost_wakeups(resolved: ResolvedScenario, records: Records, usual_ns: Callabl
     Returns
     -------
     Race
-        Only ends count with neither an arrival nor another end soon after, which would have woken the batcher. Where
-        there are too few of them the share is unknown.
+        Only ends count with neither a request nor another end soon after, which would have woken the batcher. Where
+        there are too few of them the share is unknown. A refused request wakes nobody, but without the lost wake-up it
+        might have been let in: ends with one do not count either.
     """
     lost = tries = 0
-    arrivals = np.sort(records.issued_ns[records.served])  # refused ones wake nobody
+    arrivals = np.sort(records.issued_ns[records.issued_ns >= 0])
     for mine, _ in per_server(resolved, records):
         rows = np.unique(mine.batch_id, return_index=True)[1]
         oldest_ns = mine.issued_ns[rows]
@@ -292,7 +293,7 @@ def left_behind(resolved: ResolvedScenario, records: Records, limit: int) -> flo
 def overtakings(calibrated: ResolvedScenario, trace: Trace, records: Records, limit: int) -> Race:
     """How often the batcher is first where batches wait for instances, from how many requests are left behind.
 
-    The measured share lies between those of two simulations of the same trace, in which it never and always is.
+    The measured share lies between those of simulations of the same trace with several shares of races.
 
     Parameters
     ----------
@@ -307,14 +308,15 @@ def overtakings(calibrated: ResolvedScenario, trace: Trace, records: Records, li
     """
     seen = left_behind(calibrated, records, limit)
     trace = with_spread(calibrated, trace)
-    shares = [
-        left_behind(calibrated, _with_share(calibrated, trace, permille).result.records, limit)
-        for permille in (0, 1000)
-    ]
-    never, always = shares
+    behind = [left_behind(calibrated, _with_share(calibrated, trace, permille).result.records, limit)
+              for permille in SHARES]  # fmt: skip
+    falling = [place for place, share in enumerate(behind) if share < min(behind[:place], default=2.0)]
+    never, always = behind[falling[0]], behind[falling[-1]]
     if never - always < CONTRAST:
         return Race(None, "Whether Triton's batcher overtakes the backend thread makes no difference here")
-    permille = round(1000 * float(np.clip((never - seen) / (never - always), 0.0, 1.0)))
+    permille = round(
+        float(np.interp(-seen, [-behind[place] for place in falling], [SHARES[place] for place in falling]))
+    )
     text = (
         f"Triton's batcher overtakes the backend thread at {permille / 10:g} % of batch ends: {100 * seen:.1f} % of "
         f"batches with room left a request behind, {100 * never:.1f} % if it never does, {100 * always:.1f} % if always"

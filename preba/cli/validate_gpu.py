@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
+import importlib.util
 import json
+import tempfile
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +22,10 @@ from preba.profile import profile_from_dict
 from preba.profile_yaml import profile_to_yaml
 from preba.scenario.resolve import resolve
 from preba.scenario.schema import Scenario
+from runtime.gpu.mig import NOTE as MIG_NOTE
+from runtime.gpu.mig import Cut, interference_on_mig, mig_cut, models_on_mig
 from runtime.gpu.networks import NETWORKS
+from runtime.gpu.onnx_file import write_convolutions
 from runtime.gpu.pieces import PARTS, PIECES, UNPARTITIONED, Settings, run_piece
 from runtime.profiling import installed_versions, this_machine
 
@@ -34,20 +42,26 @@ def validate_gpu(
     ] = "",
     out: Annotated[Path, typer.Option(help="Folder for JSON and profiles.")] = Path("out/gpu"),
     budget_s: Annotated[float, typer.Option(min=5, help="Seconds for all pieces together.")] = TOTAL_S,
-    onnx: Annotated[Path | None, typer.Option(help="ONNX model for the live piece ([n, 3, 224, 224] in).")] = None,
+    onnx: Annotated[
+        Path | None,
+        typer.Option(help="ONNX model for the live piece ([n, 3, 224, 224] in); default: one made on the spot."),
+    ] = None,
     try_on_cpu: Annotated[
         bool, typer.Option("--try-on-cpu", help="Try the suite itself without a GPU; its figures mean nothing.")
     ] = False,
 ) -> None:
     """Measure preprocessing, models, interference and the live pipeline on this machine's GPU, and write profiles.
 
-    A piece that cannot run here is skipped with its reason. Nothing is downloaded and no setting of the GPU is changed.
+    A piece that cannot run here is skipped with its reason. Nothing is downloaded and no setting of the GPU is changed;
+    where MIG is on already, its devices are measured instead of shares of the multiprocessors.
     """
     wanted = [one.strip() for one in pieces.split(",") if one.strip()] or list(SHARES_OF_TIME)
     for one in wanted:
         if one not in SHARES_OF_TIME:
             raise ScenarioError(f"--pieces: no piece {one!r}{nearest(one, SHARES_OF_TIME)}")
     console = stderr_console()
+    cut = None if try_on_cpu else mig_cut()
+    bed = Bed("cpu") if try_on_cpu else Bed("sm-partition") if cut is None else Bed("mig", cut)
     found = []
     for one in wanted:
         console.print(f"{one} ...", markup=False)
@@ -55,7 +69,7 @@ def validate_gpu(
         settings = Settings(device="cpu" if try_on_cpu else "cuda", budget_s=seconds)
         if try_on_cpu:
             settings = Settings(device="cpu", budget_s=seconds, batches=(1, 2), networks=("squeezenet1.1",))
-        result = live(onnx, seconds) if one == LIVE else run_piece(one, settings)
+        result = live(onnx, seconds, bed) if one == LIVE else run_piece(bed.pieces[one], one, settings)
         found.append(result)
         said = result.get("skipped") or result.get("failed")
         typer.echo(f"{one:14} {result['seconds']:7.1f} s  {'done' if said is None else said}")
@@ -65,50 +79,107 @@ def validate_gpu(
         raise typer.Exit(1)
 
 
-def live(onnx: Path | None, seconds: float) -> dict[str, Any]:
-    """PREBA's pipeline on seven shares of the GPU, with CPU and with DALI preprocessing, against its simulation."""
+@dataclass(frozen=True)
+class Bed:
+    """Where pieces run: shares of a GPU's multiprocessors, the MIG devices that are there, or CPU cores to try it.
+
+    Attributes
+    ----------
+    kind : str
+        ``sm-partition``, ``mig`` or ``cpu``.
+    cut : Cut or None
+        Of MIG.
+    """
+
+    kind: str
+    cut: Cut | None = None
+
+    @property
+    def pieces(self) -> Mapping[str, Callable[[Settings], dict[str, Any]]]:
+        """By name."""
+        if self.cut is None:
+            return PIECES
+        on_mig = {"models": models_on_mig, "interference": interference_on_mig}
+        return {**PIECES, **{name: partial(piece, cut=self.cut) for name, piece in on_mig.items()}}
+
+    @property
+    def gpu(self) -> dict[str, Any]:
+        """The GPU of the live scenario; shares are named as the slices of an A100, whose sevenths they are."""
+        if self.cut is None:
+            return {"device": "A100-40GB", "partition": "7x1g.5gb"}
+        return {"device": self.cut.device, "partition": {name: len(uuids) for name, uuids in self.cut.kinds.items()}}
+
+    @property
+    def backends(self) -> tuple[str, str]:
+        """Of preprocessing: on CPU cores, and with DALI."""
+        return ("cpu", "dali_cpu") if self.kind == "cpu" else ("cpu", "dali_gpu")
+
+    @property
+    def rate_rps(self) -> float:
+        """Of the live scenario."""
+        return 10.0 if self.kind == "cpu" else 200.0
+
+    @property
+    def note(self) -> str:
+        """What is and is not partitioned."""
+        return {"cpu": "tried on CPU cores", "mig": MIG_NOTE}.get(self.kind, UNPARTITIONED)
+
+
+def live(onnx: Path | None, seconds: float, bed: Bed) -> dict[str, Any]:
+    """PREBA's pipeline on all slices, with CPU and with DALI preprocessing, against its simulation.
+
+    Without a model of the user's own one is made on the spot.
+    """
     began = time.monotonic()
-    found: dict[str, Any] = {"piece": LIVE, "seconds": 0.0, "note": UNPARTITIONED}
-    reason = _why_not_live(onnx)
+    found: dict[str, Any] = {"piece": LIVE, "seconds": 0.0, "note": bed.note}
+    reason = _why_not_live(onnx, bed)
     if reason is not None:
         return {**found, "skipped": reason}
     runs: dict[str, Any] = {}
-    try:
-        for backend in ("cpu", "dali_gpu"):
-            scenario = _pipeline(str(onnx), backend, seconds / 4)
-            resolved = resolve(scenario, folder=Path())
-            runs[backend] = live_and_simulated(resolved, ValidationPlan(fresh=0), lambda _: None).found.as_json()
-    except PrebaError as error:
-        found["failed"] = f"{type(error).__name__}: {error}"
+    with tempfile.TemporaryDirectory(prefix="preba-gpu-") as folder:
+        if onnx is None:
+            onnx = Path(folder) / "convolutions.onnx"
+            write_convolutions(onnx, (32, 64) if bed.kind == "cpu" else (64, 128, 256, 512, 512))
+        for backend in bed.backends:
+            try:
+                resolved = resolve(_pipeline(str(onnx.resolve()), backend, seconds / 8, bed), folder=Path())
+                plan = ValidationPlan(fresh=0, repeats=10, busy_batches=20)
+                runs[backend] = live_and_simulated(resolved, plan, lambda _: None).found.as_json()
+            except PrebaError as error:
+                runs[backend] = {"failed": f"{type(error).__name__}: {error}"}
+    failed = [f"{backend}: {run['failed']}" for backend, run in runs.items() if "failed" in run]
+    if failed:
+        found["failed"] = "; ".join(failed)
     return {**found, "runs": runs, "seconds": round(time.monotonic() - began, 1)}
 
 
-def _why_not_live(onnx: Path | None) -> str | None:
-    if onnx is None:
-        return "--onnx names no model"
-    if not onnx.is_file():
+def _why_not_live(onnx: Path | None, bed: Bed) -> str | None:
+    if onnx is not None and not onnx.is_file():
         return f"{onnx}: no such file"
+    if onnx is None and importlib.util.find_spec("onnx") is None:
+        return "onnx is not installed, which makes a model, and --onnx names none"
     try:
         import onnxruntime
     except ImportError:
         return "onnxruntime is not installed"
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+    if bed.kind != "cpu" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         return "ONNX Runtime has no CUDAExecutionProvider here (onnxruntime-gpu has it)"
     return None
 
 
-def _pipeline(onnx: str, backend: str, seconds: float) -> Scenario:
-    """JPEGs, PREBA's batcher, seven shares; the table only plans the batches, the times are measured."""
-    rate_rps = 200.0
-    table = {"1g": {batch: 4.0 + 0.5 * batch for batch in (1, 2, 4, 8, 16)}}
+def _pipeline(onnx: str, backend: str, seconds: float, bed: Bed) -> Scenario:
+    """JPEGs, PREBA's batcher, all slices; the table only plans the batches, the times are measured."""
+    rate_rps, gpu = bed.rate_rps, bed.gpu
+    kinds = {"1g": 1.0} if bed.cut is None else {name: float(name.partition("g.")[0]) for name in bed.cut.kinds}
+    table = {name: {batch: (4.0 + 0.5 * batch) / g for batch in (1, 2, 4, 8, 16)} for name, g in kinds.items()}
     profile = {
-        "name": "planned", "model": "planned", "modality": "image", "device": "A100-40GB", "precision": "fp32",
+        "name": "planned", "model": "planned", "modality": "image", "device": gpu["device"], "precision": "fp32",
         "framework": "ONNX Runtime", "table": table,
         "provenance": {"kind": "modelled", "source": "assumption: what batches are planned with"},
     }  # fmt: skip
     data = {
         "preba": 1, "name": f"gpu-{backend}", "run": {"requests": round(rate_rps * seconds)},
-        "gpus": [{"device": "A100-40GB", "partition": "7x1g.5gb"}],
+        "gpus": [gpu],
         "preprocessing": {"kind": "cpu", "cores": 2, "usable_fraction": 1.0},
         "models": [
             {
@@ -117,7 +188,7 @@ def _pipeline(onnx: str, backend: str, seconds: float) -> Scenario:
             }
         ],
         "live": {
-            "slices": {"kind": "sm-partition", "onnx": onnx},
+            "slices": {"kind": bed.kind, "onnx": onnx},
             "preprocessing": {"backend": backend, "workers": 2},
         },
         "validation": {"throughput_percent": 3.0, "p99_percent": 10.0},
@@ -148,24 +219,20 @@ def profiles_of(result: dict[str, Any], facts: dict[str, str]) -> dict[str, str]
     files = {}
     for name, network in result["networks"].items():
         shares = {
-            "full" if share == str(PARTS) else f"{share}g": {
-                int(batch): round(row["median_ms"], 4) for batch, row in entry["batches"].items()
-            }
+            _slice_name(share): {int(batch): round(row["median_ms"], 4) for batch, row in entry["batches"].items()}
             for share, entry in network["shares"].items()
         }
-        spread = max(
-            (row["p90_ms"] - row["p10_ms"]) / row["median_ms"]
-            for entry in network["shares"].values()
-            for row in entry["batches"].values()
-        )
+        rows = [row for entry in network["shares"].values() for row in entry["batches"].values()]
+        launched = " and ".join(sorted({row["launched"] for row in rows}))
+        spread = max((row["p90_ms"] - row["p10_ms"]) / row["median_ms"] for row in rows)
         audio = network["modality"] == "audio"
         data = {
             "name": f"measured-{name}", "model": name, "modality": network["modality"], "device": facts["where"],
-            "precision": result["precision"], "framework": f"PyTorch eager ({facts['software']})",
+            "precision": result["precision"], "framework": f"PyTorch {launched} ({facts['software']})",
             "provenance": {
                 "kind": "measured", "source": "preba validate-gpu, CUDA events, medians", "where": facts["where"],
                 "date": facts["date"],
-                "notes": f"1g to 4g: {UNPARTITIONED}; widest spread (p90 - p10) / median: {spread:.2f}",
+                "notes": f"{result['note']}; widest spread (p90 - p10) / median: {spread:.2f}",
             },
             "table_by_length_s" if audio else "table": (
                 {slice_: {10.0: row} for slice_, row in shares.items()} if audio else shares
@@ -174,6 +241,13 @@ def profiles_of(result: dict[str, Any], facts: dict[str, str]) -> dict[str, str]
         profile = profile_from_dict(data, origin="measured on a GPU")
         files[f"{profile.name}.yaml"] = profile_to_yaml(profile, header="Written by preba validate-gpu.")
     return files
+
+
+def _slice_name(share: str) -> str:
+    """Sevenths are named as slices; MIG devices have their names."""
+    if not share.isdigit():
+        return share
+    return "full" if share == str(PARTS) else f"{share}g"
 
 
 def _gpu() -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from accel.inputs import InputLimits, read_wav
+from preba.batching.triton_config import TritonBatcher
 from preba.cli.calibrating import calibrate
 from preba.cli.load import measured_summary
 from preba.cli.rehearsing import batch_limit, kept_busy, one_at_a_time, rehearsal
@@ -25,13 +26,15 @@ from preba.profile import LatencyProfile
 from preba.records import Records
 from preba.report.context import ReportContext
 from preba.report.summary import summarise
-from preba.report.validation import Validated, validate_runs
+from preba.report.validation import Validated, mean_of_runs, validate_runs
 from preba.report.window import steady_window
 from preba.scenario.draw import draw_scenario_trace
 from preba.scenario.live import EmulatedSlices
 from preba.scenario.resolve import ResolvedModel, ResolvedScenario, resolve
 from preba.trace import Trace
+from runtime.cores import bound_to
 from runtime.load.run import Played, Target, play
+from runtime.placement import other_cores
 from runtime.profiling import Plan, measure_model, profile_of
 from sim.context import report_context
 from sim.run import DEFAULT_ENGINE, Simulation, simulate
@@ -40,6 +43,7 @@ __all__ = ["Compared", "ValidationPlan", "compare_runs", "fresh_summaries", "liv
 
 Say = Callable[[str], None]
 WARMUP_SHARE = 0.05
+DRAW_SEED = 4_000_003
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ class ValidationPlan:
         Per slice, full ones, to find how soon a slice starts its next.
     fresh : int
         Fresh draws that are simulated too.
+    repeated : int
+        Simulations of the played trace, each with its own draws of what varies inside the server.
     payloads : Path or None
         The user's own files.
     warmup_requests : int
@@ -66,6 +72,7 @@ class ValidationPlan:
     idle_requests: int = 80
     busy_batches: int = 40
     fresh: int = 5
+    repeated: int = 5
     payloads: Path | None = None
     warmup_requests: int = 40
 
@@ -81,6 +88,7 @@ class Compared:
         Without warm-up.
     played : Played
     simulation : Simulation
+        The first one of the played trace.
     context : ReportContext
     measured_summary, simulated_summary : dict
     calibrated : ResolvedScenario
@@ -114,13 +122,14 @@ def live_and_simulated(resolved: ResolvedScenario, plan: ValidationPlan, say: Sa
     profiles = [measured_profile(resolved, model, plan) for model in resolved.models]
     say("measuring busy slices")
     largest = max(batch_limit(resolved, model) for model in resolved.models)
-    with served(kept_busy(resolved, plan.busy_batches, largest)) as url:
+    others = other_cores(resolved)  # the generator leaves pinned preprocessing alone, too
+    with served(kept_busy(resolved, plan.busy_batches, largest)) as url, bound_to(others):
         busy = [
             play(kept_busy(resolved, plan.busy_batches, size), Target(url), payloads=plan.payloads, warmup_requests=0)
             for size in busy_sizes(largest)
         ]
     say("starting the live server")
-    with served(resolved) as url:
+    with served(resolved) as url, bound_to(others):
         say("measuring overheads, one request at a time")
         idle = play(
             one_at_a_time(resolved, plan.idle_requests), Target(url), payloads=plan.payloads,
@@ -200,6 +209,30 @@ def fresh_summaries(resolved: ResolvedScenario, draws: int) -> list[dict[str, An
     ]
 
 
+def replayed(calibrated: ResolvedScenario, played: Played, draw: int) -> Simulation:
+    """A simulation of what was played, with draws of its own of how things vary inside the server."""
+    records = played.result.records
+    scenario = calibrated.scenario
+    models = []
+    for model in scenario.models:
+        batcher = model.batcher
+        if isinstance(batcher, TritonBatcher):
+            seed = batcher.quirks.batcher_first_seed + draw
+            quirks = batcher.quirks.model_copy(update={"batcher_first_seed": seed})
+            batcher = batcher.model_copy(update={"quirks": quirks})
+        models.append(model.model_copy(update={"batcher": batcher}))
+    seed = scenario.seed + (DRAW_SEED + draw if draw else 0)
+    told = resolve(scenario.model_copy(update={"models": tuple(models), "seed": seed}), folder=calibrated.folder)
+    drawn = draw_scenario_trace(told)
+    # The files that were sent may have other sizes than the traced ones; how preprocessing spreads is measured.
+    sent: Trace = replace(
+        played.trace, jpeg_bytes=records.jpeg_bytes, audio_ns=records.audio_ns,
+        preprocess_factor=drawn.preprocess_factor, execution_factor=drawn.execution_factor,
+        overhead_factor=drawn.overhead_factor, balancer_draw=drawn.balancer_draw,
+    )  # fmt: skip
+    return simulate(told, engine=DEFAULT_ENGINE, trace=sent)
+
+
 def compare_runs(
     resolved: ResolvedScenario,
     calibrated: ResolvedScenario,
@@ -209,17 +242,11 @@ def compare_runs(
 ) -> Compared:
     """Simulates what was played, and fresh draws, and puts both beside each other."""
     _, here = measured_summary(resolved, played)
-    records = played.result.records
-    # The files that were sent may have other sizes than the traced ones; how preprocessing spreads is measured.
-    drawn = draw_scenario_trace(calibrated)
-    sent: Trace = replace(
-        played.trace, jpeg_bytes=records.jpeg_bytes, audio_ns=records.audio_ns,
-        preprocess_factor=drawn.preprocess_factor, execution_factor=drawn.execution_factor,
-        overhead_factor=drawn.overhead_factor,
-    )  # fmt: skip
-    simulation = simulate(calibrated, engine=DEFAULT_ENGINE, trace=sent)
+    simulation = replayed(calibrated, played, 0)
     context = report_context(calibrated, simulation)
     there = summarise(simulation.result, context)
+    others = [replayed(calibrated, played, draw) for draw in range(1, plan.repeated)]
+    every = [there, *(summarise(other.result, report_context(calibrated, other)) for other in others)]
     fresh = fresh_summaries(calibrated, plan.fresh)
     pair = []
     for result in (played.result, simulation.result):
@@ -228,7 +255,9 @@ def compare_runs(
     for records_kept, what in zip(pair, ("the live server", "the simulation"), strict=True):
         if len(records_kept) == 0:
             raise ScenarioError(f"nothing to compare: {what} served no request after the warm-up")
-    found = validate_runs(here, there, limits=resolved.scenario.validation, fresh=fresh, records=(pair[0], pair[1]))
+    found = validate_runs(
+        here, mean_of_runs(every), limits=resolved.scenario.validation, fresh=fresh, records=(pair[0], pair[1])
+    )
     kind = resolved.scenario.live.slices
     said = list(notes)
     if isinstance(kind, EmulatedSlices):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -17,7 +19,9 @@ from preba.statistics import Estimate, mean_estimate
 from preba.units import NS_PER_MS
 from preba.validation import Validation
 
-__all__ = ["ErrorRow", "PerRequest", "StageRow", "StageVerdict", "Validated", "per_request", "validate_runs"]
+__all__ = [
+    "ErrorRow", "PerRequest", "StageRow", "StageVerdict", "Validated", "mean_of_runs", "per_request", "validate_runs",
+]  # fmt: skip
 
 Json = dict[str, Any]
 
@@ -207,6 +211,45 @@ def validate_runs(
         per_request=None if records is None else per_request(*records),
         warnings=tuple(_warnings(measured, simulated, rows)),
     )
+
+
+def mean_of_runs(summaries: Sequence[Json]) -> Json:
+    """One summary for several simulations of one trace that differ in the server's own randomness.
+
+    Parameters
+    ----------
+    summaries : sequence of dict
+        As ``summarise`` gives them; of the first everything that is not judged, and the width of its intervals.
+
+    Returns
+    -------
+    dict
+        What ``validate_runs`` judges is the mean over all; histograms of batch sizes are added up.
+    """
+    found: Json = copy.deepcopy(dict(summaries[0]))
+    paths = [("throughput_rps",), ("batch_size", "mean"), ("utilization", "slices_mean")]
+    paths += [("latency_ms", key) for key in LATENCIES]
+    paths += [("stages_ms", stage, "mean") for stage in (*STAGES, "total")]
+    for path in paths:
+        values = [value for one in summaries if (value := _at(one, path)[0]) is not None]
+        if len(values) < len(summaries):
+            continue
+        *above, last = path
+        place = found
+        for key in above:
+            place = place[key]
+        mean = float(np.mean(values))
+        if isinstance(place[last], dict):
+            moved, interval = mean - values[0], place[last]["ci95"]
+            shifted = None if interval is None else [interval[0] + moved, interval[1] + moved]
+            place[last] = {**place[last], "value": mean, "ci95": shifted}
+        else:
+            place[last] = mean
+    sizes: Counter[str] = Counter()
+    for one in summaries:
+        sizes.update(one["batch_size"]["histogram"])
+    found["batch_size"]["histogram"] = dict(sizes)
+    return found
 
 
 def _at(summary: Json, path: tuple[str, ...]) -> tuple[float | None, tuple[float, float] | None]:

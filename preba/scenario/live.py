@@ -67,6 +67,9 @@ class LivePreprocessing(StrictModel):
     the model's slices."""
     workers: PositiveInt | None = None
     """Processes, one core each; by default the scenario's cores, at most those of this machine."""
+    pin: bool = False
+    """Keep the workers on cores of their own, the machine's last ones, and everything else of the server on the others:
+    an arriving request does not slow down the input that is being preprocessed."""
     hw_decoder_share: Annotated[float, Field(ge=0, le=1)] | None = None
 
 

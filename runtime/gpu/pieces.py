@@ -15,14 +15,16 @@ from accel.executors import available_backends, build_preprocessor
 from accel.measure import MeasuringPlan, measure_costs
 from preba.knee import find_knee
 from runtime.gpu.networks import NETWORKS, Network, build
-from runtime.gpu.timing import on_partition, time_steps
+from runtime.gpu.timing import Timing, as_graph, on_partition, time_steps
 from runtime.load.payloads import synthesise_jpeg, synthesise_speech, wav_header
 
-__all__ = ["PIECES", "Settings", "Skipped", "run_piece"]
+__all__ = ["PARTS", "PIECES", "Settings", "Skipped", "prepared_step", "rate_of", "run_piece", "torch_for"]
 
 PARTS = 7
 SHARES = (1, 2, 3, 4, 7)
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+GRAPH_SHARE = 0.7
+"""A large batch is bound by the GPU however it is launched: a graph that takes less of its time has left the share."""
 UNPARTITIONED = "shares of the multiprocessors (CUDA green contexts): memory bandwidth and caches are not partitioned"
 
 
@@ -42,6 +44,8 @@ class Settings:
         Time for the whole piece; it is divided among its points.
     batches : tuple of int
     networks : tuple of str
+    shares : tuple of int
+        Sevenths of the GPU.
     seed : int
     """
 
@@ -49,10 +53,18 @@ class Settings:
     budget_s: float = 120.0
     batches: tuple[int, ...] = BATCHES
     networks: tuple[str, ...] = tuple(NETWORKS)
+    shares: tuple[int, ...] = SHARES
     seed: int = 0
 
 
-def _torch(settings: Settings) -> Any:  # noqa: ANN401 - a module without types
+def torch_for(settings: Settings) -> Any:  # noqa: ANN401 - a module without types
+    """PyTorch, with torchvision beside it.
+
+    Raises
+    ------
+    Skipped
+        One of them is not installed, or finds no GPU.
+    """
     try:
         torch = importlib.import_module("torch")
         importlib.import_module("torchvision")
@@ -117,7 +129,7 @@ def _parallel_rate(backend: str, images: Sequence[bytes], streams: int, *, batch
 def _nvjpeg(settings: Settings, images: Sequence[bytes]) -> dict[str, Any]:
     """Torchvision's JPEG decoder on the same files, with resize, crop and normalisation."""
     try:
-        torch = _torch(settings)
+        torch = torch_for(settings)
     except Skipped as reason:
         return {"skipped": str(reason)}
     decode = importlib.import_module("torchvision.io").decode_jpeg
@@ -144,33 +156,71 @@ def _nvjpeg(settings: Settings, images: Sequence[bytes]) -> dict[str, Any]:
 
 def models(settings: Settings) -> dict[str, Any]:
     """Latency of every network by batch, on the whole GPU and on shares of its multiprocessors, in half precision."""
-    torch = _torch(settings)
+    torch = torch_for(settings)
     half = settings.device == "cuda"
     found: dict[str, Any] = {"precision": "fp16" if half else "fp32", "note": UNPARTITIONED, "networks": {}}
-    points = len(settings.networks) * len(SHARES) * len(settings.batches)
+    points = len(settings.networks) * len(settings.shares) * len(settings.batches)
     for name in settings.networks:
         network = NETWORKS[name]
         module = build(torch, network, device=settings.device, half=half)
         table: dict[str, Any] = {}
-        for share in SHARES:
+        for share in settings.shares:
             with (
                 on_partition(torch, PARTS, 0, share, device=settings.device) as multiprocessors,
                 torch.inference_mode(),
             ):
-                rows = {}
-                for batch in settings.batches:
-                    timing = _time(torch, network, module, batch, settings, settings.budget_s / points)
-                    rows[batch] = asdict(timing)
+                eager, graphs = _time(torch, network, module, settings, settings.budget_s / points)
+                rows = believed_rows(eager, graphs, whole=share == PARTS)
                 table[str(share)] = {"multiprocessors": multiprocessors, "batches": rows, **_knee(rows)}
         found["networks"][name] = {"modality": network.modality, "shares": table, "paper_knees": network.paper_knees}
         del module
     return found
 
 
-def _time(torch: Any, network: Network, module: Any, batch: int, settings: Settings, budget_s: float) -> Any:  # noqa: ANN401
+def _time(
+    torch: Any,  # noqa: ANN401 - a module without types
+    network: Network,
+    module: Any,  # noqa: ANN401
+    settings: Settings,
+    budget_s: float,
+) -> tuple[dict[int, Timing], dict[int, Timing]]:
+    """Every batch kernel by kernel, and those that can be captured as CUDA graphs; half of the time for each."""
     dtype = torch.float16 if settings.device == "cuda" else torch.float32
-    inputs = torch.randn(network.shape(batch, 10.0), device=settings.device, dtype=dtype)
-    return time_steps(torch, lambda: module(inputs), device=settings.device, budget_s=budget_s)
+    eager: dict[int, Timing] = {}
+    graphs: dict[int, Timing] = {}
+    for batch in settings.batches:
+        inputs = torch.randn(network.shape(batch, 10.0), device=settings.device, dtype=dtype)
+
+        def step(inputs: Any = inputs) -> Any:  # noqa: ANN401 - tensors
+            return module(inputs)
+
+        eager[batch] = time_steps(torch, step, device=settings.device, budget_s=budget_s / 2)
+        replay = as_graph(torch, step, device=settings.device)
+        if replay is not None:
+            graphs[batch] = time_steps(torch, replay, device=settings.device, budget_s=budget_s / 2)
+    return eager, graphs
+
+
+def believed_rows(
+    eager: Mapping[int, Timing], graphs: Mapping[int, Timing], *, whole: bool
+) -> dict[int, dict[str, Any]]:
+    """One row a batch: of its graph, unless graphs do not stay on their share of the GPU; the eager median beside it.
+
+    Parameters
+    ----------
+    eager, graphs : mapping of int to Timing
+        By batch.
+    whole : bool
+        The whole GPU, which no graph can leave.
+    """
+    largest = max(eager)
+    believed = whole or (largest in graphs and graphs[largest].median_ms >= GRAPH_SHARE * eager[largest].median_ms)
+    rows = {}
+    for batch, timing in eager.items():
+        launched = "graph" if believed and batch in graphs else "eager"
+        chosen = graphs[batch] if launched == "graph" else timing
+        rows[batch] = {**asdict(chosen), "launched": launched, "eager_median_ms": timing.median_ms}
+    return rows
 
 
 def _knee(rows: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
@@ -181,8 +231,7 @@ def _knee(rows: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
 
 def interference(settings: Settings) -> dict[str, Any]:
     """One to seven shares at work at once: how much slower each gets."""
-    torch = _torch(settings)
-    half = settings.device == "cuda"
+    torch = torch_for(settings)
     found: dict[str, Any] = {"note": UNPARTITIONED, "networks": {}}
     seconds = settings.budget_s / (len(settings.networks) * PARTS)
     for name in settings.networks:
@@ -190,8 +239,8 @@ def interference(settings: Settings) -> dict[str, Any]:
         batch = network.paper_knees.get("1", 1)
         rows: list[dict[str, Any]] = []
         for active in range(1, PARTS + 1):
-            rates = _rates_at_once(torch, network, active, batch, seconds, settings, half=half)
-            rows.append({"active": active, "batches_per_s_each": rates})
+            rates, launched = _rates_at_once(torch, network, active, batch, seconds, settings)
+            rows.append({"active": active, "batches_per_s_each": rates, "launched": launched})
         alone = rows[0]["batches_per_s_each"][0]
         for row in rows:
             row["slowdown"] = alone / float(np.mean(row["batches_per_s_each"])) - 1
@@ -206,31 +255,24 @@ def _rates_at_once(
     batch: int,
     seconds: float,
     settings: Settings,
-    *,
-    half: bool,
-) -> list[float]:
-    """Batches a second of each of several shares that work side by side, each with a module of its own."""
-    rates = [0.0] * active
+) -> tuple[list[float], list[str]]:
+    """Batches a second of each of several shares that work side by side, each with a module of its own, and how.
+
+    Graphs where they can be captured: threads of one process stand in each other's way when they launch kernels.
+    """
+    rates, launched = [0.0] * active, ["eager"] * active
+    capturing = threading.Lock()
     ready, go = threading.Barrier(active + 1), threading.Event()
     failures: list[BaseException] = []
 
     def work(place: int) -> None:
         try:
-            module = build(torch, network, device=settings.device, half=half)
-            dtype = torch.float16 if half else torch.float32
             with on_partition(torch, PARTS, place, 1, device=settings.device), torch.inference_mode():
-                inputs = torch.randn(network.shape(batch, 10.0), device=settings.device, dtype=dtype)
-                for _ in range(3):
-                    module(inputs)
-                _synchronise(torch, settings.device)
+                with capturing:  # a capture must not see the device synchronised by another one
+                    step, launched[place] = prepared_step(torch, network, batch, settings)
                 ready.wait()
                 go.wait()
-                began, count = time.perf_counter(), 0
-                while time.perf_counter() - began < seconds:
-                    module(inputs)
-                    _synchronise(torch, settings.device)
-                    count += 1
-                rates[place] = count / (time.perf_counter() - began)
+                rates[place] = rate_of(torch, step, seconds, settings.device)
         except BaseException as error:
             failures.append(error)
             ready.abort()
@@ -247,7 +289,43 @@ def _rates_at_once(
         thread.join()
     if failures:
         raise failures[0]
-    return rates
+    return rates, sorted(set(launched))
+
+
+def prepared_step(
+    torch: Any,  # noqa: ANN401 - a module without types
+    network: Network,
+    batch: int,
+    settings: Settings,
+) -> tuple[Callable[[], object], str]:
+    """One batch through a network, warmed up, on the current stream; and whether as a graph or kernel by kernel."""
+    half = settings.device == "cuda"
+    module = build(torch, network, device=settings.device, half=half)
+    dtype = torch.float16 if half else torch.float32
+    inputs = torch.randn(network.shape(batch, 10.0), device=settings.device, dtype=dtype)
+
+    def step() -> object:
+        with torch.inference_mode():
+            return module(inputs)
+
+    for _ in range(3):
+        step()
+    _synchronise(torch, settings.device)
+    replay = as_graph(torch, step, device=settings.device)
+    chosen = replay or step
+    chosen()
+    _synchronise(torch, settings.device)
+    return chosen, "eager" if replay is None else "graph"
+
+
+def rate_of(torch: Any, step: Callable[[], object], seconds: float, device: str) -> float:  # noqa: ANN401
+    """How often a second a step is done, one after another."""
+    began, count = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        step()
+        _synchronise(torch, device)
+        count += 1
+    return count / (time.perf_counter() - began)
 
 
 def _synchronise(torch: Any, device: str) -> None:  # noqa: ANN401
@@ -263,11 +341,11 @@ PIECES: Mapping[str, Callable[[Settings], dict[str, Any]]] = {
 """By name, in order of worth."""
 
 
-def run_piece(name: str, settings: Settings) -> dict[str, Any]:
+def run_piece(piece: Callable[[Settings], dict[str, Any]], name: str, settings: Settings) -> dict[str, Any]:
     """Run a piece; a reason under ``skipped`` where it cannot, under ``failed`` where it broke."""
     began = time.monotonic()
     try:
-        found = PIECES[name](settings)
+        found = piece(settings)
     except Skipped as reason:
         found = {"skipped": str(reason)}
     except Exception as error:

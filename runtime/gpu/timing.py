@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Timing", "on_partition", "time_steps"]
+__all__ = ["Timing", "as_graph", "on_partition", "time_steps"]
 
 MIN_CALLS, MAX_CALLS = 10, 200
 
@@ -62,6 +62,42 @@ def time_steps(torch: Any, step: Callable[[], object], *, device: str, budget_s:
     return _timing(times)
 
 
+def as_graph(torch: Any, step: Callable[[], object], *, device: str) -> Callable[[], object] | None:  # noqa: ANN401
+    """The step as a CUDA graph: one launch, however many kernels it has.
+
+    Small networks are bound by their launches otherwise, which is the processor's time and not the GPU's.
+
+    Parameters
+    ----------
+    torch : module
+    step : callable
+        Enqueues the work on the current stream, which must not be the device's default one.
+    device : str
+        ``cuda`` or ``cpu``.
+
+    Returns
+    -------
+    callable or None
+        Does the step once; ``None`` on a CPU and where it cannot be captured.
+    """
+    if device == "cpu":
+        return None
+    stream = torch.cuda.current_stream()
+    step()  # libraries make their handles and workspaces outside the capture
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            step()
+    except RuntimeError:
+        return None
+
+    def replay(_kept: Callable[[], object] = step) -> None:  # what the graph reads and writes lives as long as it does
+        graph.replay()
+
+    return replay
+
+
 def _timing(times: list[float]) -> Timing:
     low, middle, high = np.percentile(times, [10, 50, 90])
     return Timing(float(middle), float(low), float(high), len(times))
@@ -76,8 +112,12 @@ def on_partition(torch: Any, parts: int, first: int, count: int, *, device: str)
     int or None
         How many multiprocessors those are; ``None`` on a CPU, which is not cut. All parts: the whole GPU, uncut.
     """
-    if device == "cpu" or count == parts:
-        yield None if device == "cpu" else int(torch.cuda.get_device_properties(0).multi_processor_count)
+    if device == "cpu":
+        yield None
+        return
+    if count == parts:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            yield int(torch.cuda.get_device_properties(0).multi_processor_count)
         return
     green = importlib.import_module("runtime.triton.models.green")
     torch.zeros(1, device=device)  # the primary context is there before it is cut

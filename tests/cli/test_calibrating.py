@@ -10,18 +10,8 @@ import numpy as np
 import pytest
 
 from preba.batching.triton_config import TritonQuirks
-from preba.cli.calibrating import (
-    answers_after_batch,
-    calibrate,
-    execution_ratios,
-    gaps_between_batches,
-    line_by_size,
-    slowdown,
-    slowed,
-    spread_of,
-    steady_mean,
-    way_under_load,
-)
+from preba.cli.calibrating import calibrate, slowdown, slowed
+from preba.cli.lines import line_by_size, spread_of, steady_mean
 from preba.cli.rehearsing import rehearsal
 from preba.cli.triton_threads import (
     Race,
@@ -33,6 +23,7 @@ from preba.cli.triton_threads import (
     with_race,
     with_wakeup,
 )
+from preba.cli.ways import answers_after_batch, execution_ratios, gaps_between_batches, way_under_load
 from preba.scenario.resolve import ResolvedScenario, resolve
 from preba.scenario.schema import Overheads
 from runtime.load.run import Played
@@ -223,6 +214,19 @@ def test_way_under_load_is_what_the_queue_does_not_explain(toy: Any) -> None:
     assert way_under_load(resolved, after(4.0, None), after(20.0, 5000.0)) is None
 
 
+def test_way_under_load_of_several_servers_is_that_of_the_first(toy: Any) -> None:
+    """Statistics come from one server, so that the requests of others are not compared with them."""
+    model = toy.model(toy.profile({"1g": TABLE}), {"kind": "poisson", "rate_rps": 100}, batcher={"kind": "greedy"})
+    data = toy.scenario([model], partition="7x1g.5gb", requests=700, server={"topology": "per_slice"})
+    resolved = toy.resolve(data)
+    run = played(resolved)
+    records = run.result.records
+    wait_ns = np.where(records.slice_index == 0, 3_000_000, 50_000_000)
+    result = replace(run.result, records=replace(records, execution_start_ns=records.scheduled_ns + wait_ns))
+    seen = Played(result, run.trace, {}, (), (), 1000.0)
+    assert way_under_load(resolved, replace(seen, queue_us=0.0), seen) == pytest.approx(2000)
+
+
 @pytest.mark.parametrize("permille", [0, 300])
 def test_lost_wakeups_behind_a_full_queue_are_found(toy: Any, permille: int) -> None:
     """Where arrivals never cease, how long slices are left alone tells the share."""
@@ -236,11 +240,11 @@ def test_lost_wakeups_behind_a_full_queue_are_found(toy: Any, permille: int) -> 
 
 
 def test_rehearsal_is_short_has_other_draws_and_no_events(toy: Any, tmp_path: Path) -> None:
-    """Never the run that is compared: another seed, at most some seconds, no failing slices."""
+    """Never the run that is compared: another seed, at most two minutes, no failing slices."""
     resolved = triton(toy, 7, 400.0, requests=100_000)
     other = rehearsal(resolved).scenario
     assert other.seed != resolved.scenario.seed
-    assert other.run.requests == 6000
+    assert other.run.requests == 48_000
     assert other.events == ()
     times = toy.arrivals_at(tmp_path, [1.0, 2.0, 3.0])
     few = toy.scenario([toy.model(toy.profile({"1g": TABLE}), times)], partition="7x1g.5gb", requests=3)
@@ -285,6 +289,30 @@ def test_preprocessing_under_load_gives_back_what_it_costs_on_average(toy: Any) 
     sizes = run.trace.jpeg_bytes / 1e5
     told_us, found_us = 2000 + 1500 * sizes.mean(), image.fixed_us.value + image.per_100kb_us.value * sizes.mean()
     assert found_us == pytest.approx(told_us, rel=0.02)
+
+
+def test_every_part_of_the_way_through_the_front_end_is_found(toy: Any) -> None:
+    """Before and after preprocessing, a core that has rested, a late timer, the way to the slice, the turnaround."""
+    sizes = {"kind": "jpeg", "dataset": "imagenet"}
+    fixed = {"kind": "fixed", "batch_max": 8, "timeout_ms": 5.0}
+    model = toy.model(toy.profile({"1g": TABLE}), {"kind": "poisson", "rate_rps": 150}, sizes=sizes, batcher=fixed)
+    cost = {"kind": "cpu", "name": "toy", "image": {"fixed_us": toy.figure(2000.0), "per_100kb_us": toy.figure(1500.0)}}
+    preprocessing = {"kind": "cpu", "cores": 1, "usable_fraction": 1.0, "cost": cost, "rested_us": 400.0}
+    told_us = {
+        "ingress_us": 700.0, "frontend_us": 200.0, "timer_us": 90.0, "dispatch_us": 350.0, "turnaround_us": 600.0,
+        "response_us": 900.0,
+    }  # fmt: skip
+    data = toy.scenario([model], partition="7x1g.5gb", requests=6000, preprocessing=preprocessing)
+    known = toy.resolve({**data, "server": {"overheads": told_us}})
+    one = {**model, "arrivals": {"kind": "closed_loop", "outstanding": 64}, "batcher": {"kind": "greedy"}}
+    busy = toy.scenario([one], partition="7x1g.5gb", requests=4000, server={"overheads": told_us})
+    run = played(known)
+    found = calibrate(known, [known.models[0].execution], run, run, [played(toy.resolve(busy))]).scenario
+    for name, value in told_us.items():
+        assert getattr(found.server.overheads, name) == pytest.approx(value, rel=0.03), name
+    assert found.preprocessing.rested_us == pytest.approx(400, rel=0.03)
+    image = found.preprocessing.cost.image
+    assert (image.fixed_us.value, image.per_100kb_us.value) == pytest.approx((2000, 1500), rel=0.03)
 
 
 def test_slices_of_preprocessing_stay_free_in_the_calibrated_scenario(toy: Any) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_nvml import FakeGpu, FakeNvml
 from typer.testing import CliRunner
 
 from accel.executors import available_backends
@@ -15,22 +19,27 @@ from preba.cli.main import VERBS
 from preba.cli.validate_gpu import profiles_of, validate_gpu
 from preba.errors import ScenarioError
 from preba.knee import find_knee
+from preba.mig.catalogue import load_device
 from preba.profile import load_profile
+from runtime.gpu.mig import Cut, interference_on_mig, mig_cut, models_on_mig
 from runtime.gpu.networks import NETWORKS
-from runtime.gpu.pieces import PIECES, Settings, run_piece
+from runtime.gpu.pieces import PIECES, UNPARTITIONED, Settings, believed_rows, run_piece
+from runtime.gpu.timing import Timing, as_graph, time_steps
+from runtime.mig import carry_out, plan_change, read_gpus, wanted_layout
+from runtime.nvml import open_nvml
 
 FACTS = {"where": "a GPU of the tests", "date": "2026-11-21", "software": "none"}
 
 
 def row(ms: float) -> dict[str, Any]:
-    return {"median_ms": ms, "p10_ms": 0.99 * ms, "p90_ms": 1.02 * ms, "count": 50}
+    return {"median_ms": ms, "p10_ms": 0.99 * ms, "p90_ms": 1.02 * ms, "count": 50, "launched": "graph"}
 
 
 @pytest.mark.skipif(available_backends()["dali_gpu"] is None, reason="there is a GPU here")
 def test_every_piece_says_why_it_cannot_run_and_the_suite_is_fine() -> None:
     """No failure, a reason each: a machine without a GPU is no error."""
     for name in PIECES:
-        found = run_piece(name, Settings(budget_s=5))
+        found = run_piece(PIECES[name], name, Settings(budget_s=5))
         if "skipped" not in found:
             assert importlib.util.find_spec("torch") is not None
             continue
@@ -46,9 +55,8 @@ def test_command_writes_a_file_for_every_piece(tmp_path: Path) -> None:
     assert "validate-gpu" in VERBS
     result = CliRunner().invoke(application, ["--pieces", "live,models", "--out", str(tmp_path), "--budget-s", "5"])
     assert result.exit_code == 0, result.output
-    assert "--onnx names no model" in result.output
     live = json.loads((tmp_path / "live.json").read_text(encoding="utf-8"))
-    assert live["skipped"]
+    assert "onnx" in live["skipped"].lower()
     assert "not partitioned" in live["note"]
     wrong = CliRunner().invoke(application, ["--pieces", "model"])
     assert isinstance(wrong.exception, ScenarioError)
@@ -60,7 +68,7 @@ def test_command_writes_a_file_for_every_piece(tmp_path: Path) -> None:
 @pytest.mark.skipif(available_backends()["dali_cpu"] is not None, reason="DALI is not installed")
 def test_preprocessing_piece_measures_dali_on_cpu_threads() -> None:
     """The same code as on a GPU: points by batch for images and audio, and several pipelines side by side."""
-    found = run_piece("preprocessing", Settings(device="cpu", budget_s=6.0, batches=(1, 2)))
+    found = run_piece(PIECES["preprocessing"], "preprocessing", Settings(device="cpu", budget_s=6.0, batches=(1, 2)))
     assert "failed" not in found, found
     assert {(point["modality"], point["batch"]) for point in found["points"]} == {
         (modality, batch) for modality in ("image", "audio") for batch in (1, 2)
@@ -82,6 +90,7 @@ def test_measured_models_become_profiles_that_load(tmp_path: Path) -> None:
     }
     result = {
         "precision": "fp16",
+        "note": UNPARTITIONED,
         "networks": {
             name: {"modality": NETWORKS[name].modality, "shares": shares, "paper_knees": {}}
             for name in ("swin-t", "conformer-small")
@@ -101,9 +110,153 @@ def test_measured_models_become_profiles_that_load(tmp_path: Path) -> None:
     assert find_knee(dict(batches)) == 4
 
 
+class FakeCuda:
+    """What timing needs of ``torch.cuda``: a clock that launches and kernels advance, and capture."""
+
+    def __init__(self, *, captures: bool) -> None:
+        self.captures = captures
+        self.now_ms = 0.0
+        self.recording: list[float] | None = None
+        self.cuda = self
+
+    def kernel(self, ms: float, launch_ms: float) -> None:
+        if self.recording is not None:
+            self.recording.append(ms)
+        else:
+            self.now_ms += max(ms, launch_ms)
+
+    def current_stream(self) -> FakeCuda:
+        return self
+
+    def synchronize(self) -> None:
+        assert self.recording is None, "synchronised while capturing"
+
+    def CUDAGraph(self) -> Any:  # noqa: N802 - torch's name
+        graph = type("Graph", (), {})()
+        graph.kernels = []
+        graph.replay = lambda: setattr(self, "now_ms", self.now_ms + sum(graph.kernels))
+        return graph
+
+    @contextlib.contextmanager
+    def graph(self, graph: Any, *, stream: FakeCuda, capture_error_mode: str) -> Iterator[None]:
+        assert (stream, capture_error_mode) == (self, "thread_local")
+        self.recording = graph.kernels
+        try:
+            yield
+        finally:
+            self.recording = None
+        if not self.captures:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    def Event(self, *, enable_timing: bool) -> Any:  # noqa: N802 - torch's name
+        assert enable_timing
+        event = type("Event", (), {"at_ms": 0.0})()
+        event.record = lambda stream: setattr(event, "at_ms", stream.now_ms)
+        event.synchronize = lambda: None
+        event.elapsed_time = lambda other: other.at_ms - event.at_ms
+        return event
+
+
+def test_graph_is_timed_without_its_launches() -> None:
+    """Ten kernels of 0.01 ms take 0.5 ms when each is launched, 0.1 ms as a graph; what cannot be captured is eager."""
+    fake = FakeCuda(captures=True)
+
+    def step() -> None:
+        for _ in range(10):
+            fake.kernel(0.01, launch_ms=0.05)
+
+    assert time_steps(fake, step, device="cuda", budget_s=0.01).median_ms == pytest.approx(0.5)
+    replay = as_graph(fake, step, device="cuda")
+    assert replay is not None
+    assert time_steps(fake, replay, device="cuda", budget_s=0.01).median_ms == pytest.approx(0.1)
+    fake.captures = False
+    assert as_graph(fake, step, device="cuda") is None
+    assert as_graph(fake, step, device="cpu") is None
+
+
+def test_graphs_that_leave_their_share_are_not_believed() -> None:
+    """A large batch fills its share however it is launched: a graph four times as fast ran on more than the share."""
+    eager = {1: Timing(2.0, 1.9, 2.1, 9), 64: Timing(40.0, 39.0, 41.0, 9)}
+    stays = {1: Timing(0.5, 0.4, 0.6, 9), 64: Timing(39.0, 38.0, 40.0, 9)}
+    leaves = {1: Timing(0.4, 0.3, 0.5, 9), 64: Timing(10.0, 9.0, 11.0, 9)}
+    rows = believed_rows(eager, stays, whole=False)
+    assert [(row["launched"], row["median_ms"], row["eager_median_ms"]) for row in rows.values()] == [
+        ("graph", 0.5, 2.0),
+        ("graph", 39.0, 40.0),
+    ]
+    assert [row["median_ms"] for row in believed_rows(eager, leaves, whole=False).values()] == [2.0, 40.0]
+    assert [row["median_ms"] for row in believed_rows(eager, leaves, whole=True).values()] == [0.4, 10.0]
+    assert [row["launched"] for row in believed_rows(eager, {1: stays[1]}, whole=True).values()] == ["graph", "eager"]
+
+
 def test_networks_have_the_paper_s_knees() -> None:
     """PREBA, Fig. 6: eight times as large on the whole GPU as on a seventh."""
     for network in NETWORKS.values():
         if network.paper_knees:
             assert network.paper_knees["7"] == 8 * network.paper_knees["1"]
         assert network.shape(3, 10.0)[0] == 3
+
+
+FAKE_TORCH = Path(__file__).parents[1] / "helpers" / "fake_torch"
+CUT = Cut("A100-40GB", (("1g.5gb", "MIG-a"), ("1g.5gb", "MIG-b"), ("2g.10gb", "MIG-slow")))
+SMALL = Settings(device="cpu", budget_s=1.0, batches=(1, 2), networks=("squeezenet1.1",))
+
+
+def test_mig_devices_that_are_there_are_found_and_left_alone() -> None:
+    """A GPU that is cut gives its slices, the most frequent profile first; one that is not gives none."""
+    device = load_device("A100-40GB")
+    gpu = FakeGpu(device)
+    with open_nvml(FakeNvml(gpu)) as nvml:
+        assert mig_cut(lambda: open_nvml(FakeNvml(gpu))) is None
+        wanted = wanted_layout(device, "2g.10gb+1g.5gb+1g.5gb", where="here")
+        carry_out(nvml, [plan_change(read_gpus(nvml)[0], wanted)])
+    before = gpu.layout
+    found = mig_cut(lambda: open_nvml(FakeNvml(gpu)))
+    assert found is not None
+    assert found.device == "A100-40GB"
+    assert {profile: len(uuids) for profile, uuids in found.kinds.items()} == {"1g.5gb": 2, "2g.10gb": 1}
+    assert next(iter(found.kinds)) == "1g.5gb"
+    assert gpu.layout == before
+
+
+def test_models_on_mig_devices_each_in_a_process_that_sees_only_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A row of times for each profile, which become a profile under the names of the slices."""
+    monkeypatch.setenv("PYTHONPATH", f"{FAKE_TORCH}:{Path(__file__).parents[2]}")
+    found = models_on_mig(SMALL, CUT)
+    shares = found["networks"]["squeezenet1.1"]["shares"]
+    assert set(shares) == {"1g.5gb", "2g.10gb"}
+    assert 2.0 <= shares["1g.5gb"]["batches"]["2"]["median_ms"] < 3.9
+    assert shares["2g.10gb"]["batches"]["2"]["median_ms"] >= 4.0
+    assert "MIG" in found["note"]
+    ((name, text),) = profiles_of(found, FACTS).items()
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    profile = load_profile(str(tmp_path / name))
+    assert profile.latency_ns("2g.10gb", 1, None) > profile.latency_ns("1g.5gb", 1, None)
+
+
+def test_interference_on_mig_devices_starts_them_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One, then both of the most frequent profile; a child that cannot says why."""
+    monkeypatch.setenv("PYTHONPATH", f"{FAKE_TORCH}:{Path(__file__).parents[2]}")
+    found = interference_on_mig(SMALL, CUT)["networks"]["squeezenet1.1"]
+    assert found["launched"] == ["eager"]
+    assert [len(row["batches_per_s_each"]) for row in found["rows"]] == [1, 2]
+    assert found["rows"][0]["slowdown"] == 0
+    assert all(rate > 0 for row in found["rows"] for rate in row["batches_per_s_each"])
+    gone = run_piece(lambda one: interference_on_mig(one, CUT), "interference", Settings(networks=("squeezenet1.1",)))
+    assert "failed" in gone or "skipped" in gone
+
+
+def test_pieces_run_whole_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pieces of networks do on a CPU what they do on a GPU, shares apart."""
+    monkeypatch.syspath_prepend(str(FAKE_TORCH))
+    for name in ("torch", "torchvision", "torchvision.models"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    found = run_piece(PIECES["models"], "models", SMALL)
+    assert set(found["networks"]["squeezenet1.1"]["shares"]) == {"1", "2", "3", "4", "7"}
+    assert found["networks"]["squeezenet1.1"]["shares"]["7"]["batch_knee"] in (1, 2)
+    rows = run_piece(PIECES["interference"], "interference", SMALL)["networks"]["squeezenet1.1"]["rows"]
+    assert [len(row["batches_per_s_each"]) for row in rows] == [1, 2, 3, 4, 5, 6, 7]
+    for name in ("torch", "torchvision", "torchvision.models"):
+        sys.modules.pop(name, None)
