@@ -208,7 +208,7 @@ def line_through(sizes: Sequence[float], values: Sequence[float], *, relative: b
     return CostLine(fixed, slope, worst)
 
 
-def _figures(line: CostLine, names: tuple[str, str], facts: dict[str, str]) -> dict[str, Figure]:
+def _figures(line: CostLine, names: tuple[str, str], facts: dict[str, str]) -> dict[str, Any]:
     notes = f"{facts['notes']}; no point is further than {100 * line.worst:.1f} % from the line"
     values = (line.fixed_us, line.slope_us)
     return {

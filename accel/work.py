@@ -5,6 +5,8 @@ Nothing here knows of queues, routes or engines; ``to_ns`` is the one place wher
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,6 +16,7 @@ from preba.units import NS_PER_S, NS_PER_US
 __all__ = [
     "audio_seconds",
     "audio_work_us",
+    "bent_us",
     "hop_ns",
     "image_work_us",
     "linear_us",
@@ -49,14 +52,25 @@ def linear_us(fixed_us: float, per_unit_us: float, units: Float64) -> Float64:
     return fixed_us + per_unit_us * units
 
 
+def bent_us(line_us: Float64, bends: Sequence[tuple[float, float]], units: Float64) -> Float64:
+    """A line with its bends, never negative, float64[n]."""
+    if not bends:
+        return line_us
+    sizes, beyond_us = zip(*bends, strict=True)
+    found: Float64 = np.maximum(line_us + np.interp(units, sizes, beyond_us), 0.0)
+    return found
+
+
 def image_work_us(cost: ImageCost, jpeg_bytes: Int64) -> Float64:
     """Work of images by file size, in microseconds, float64[n]."""
-    return linear_us(cost.fixed_us.value, cost.per_100kb_us.value, size_100kb(jpeg_bytes))
+    sizes = size_100kb(jpeg_bytes)
+    return bent_us(linear_us(cost.fixed_us.value, cost.per_100kb_us.value, sizes), cost.bends, sizes)
 
 
 def audio_work_us(cost: AudioCost, audio_ns: Int64) -> Float64:
     """Work of utterances by length, in microseconds, float64[n]."""
-    return linear_us(cost.fixed_us.value, cost.per_audio_s_us.value, audio_seconds(audio_ns))
+    seconds = audio_seconds(audio_ns)
+    return bent_us(linear_us(cost.fixed_us.value, cost.per_audio_s_us.value, seconds), cost.bends, seconds)
 
 
 def slice_image_factor(cost: DaliImageCost, *, gpcs: int, jpeg_engines: int, hw_decoder_share: float) -> float:

@@ -1,6 +1,6 @@
 """Measures every comparison of docs/validation.md, and writes that page from what was measured.
 
-python docs/make_validation.py measure [NAME ...]   runs live servers, some fifty minutes; one JSON file a case
+python docs/make_validation.py measure [NAME ...]   runs live servers, an hour and a half; one JSON file a case
 python docs/make_validation.py write                makes docs/validation.md of the JSON files
 python docs/make_validation.py check                exit code 1 and a list where a limit is missed
 """
@@ -411,15 +411,16 @@ METRICS = ("throughput", "mean batch", "latency mean", "latency p50", "latency p
 INTRODUCTION = """# How true the simulator is
 
 Written by `python docs/make_validation.py write` from the runs in [validation/](validation); no number is typed in.
-`python docs/make_validation.py measure` repeats them (fifty minutes on two cores, no GPU), `preba validate` does
+`python docs/make_validation.py measure` repeats them (an hour and a half on two cores, no GPU), `preba validate` does
 one scenario of your own.
 
 Each case runs a live server whose slices are real Triton processes that sleep 18 ms a batch and 2 ms an item (audio: 18
-ms and 0.4 ms for each second of the batch; `onnx-on-cpu` computes a real network). What the
-simulation needs is measured in runs of their own ([validate.md](validate.md)): profiles, preprocessing, the ways to and
-from the batcher, what passes between two batches of a slice, how Triton's threads behave. Then the case's trace is
-played and the very same trace is simulated. An error is simulated minus measured, in percent of the measured value; the
-interval in brackets is the measured one, 95 %, in percent: how far another run of the same length may lie.
+ms and 0.4 ms for each second of the batch; `onnx-on-cpu` computes a real network). What the simulation needs is
+measured in runs of their own ([validate.md](validate.md)): profiles, preprocessing, the ways to and from the batcher,
+what passes between two batches of a slice, how Triton's threads behave. Then the case's trace is played and the very
+same trace is simulated, five times with draws of what varies inside the server. An error is simulated minus measured,
+in percent of the measured value; the interval in brackets is the measured one, 95 %, in percent: how far another run of
+the same length may lie.
 """
 CLOSING = """## What is modelled and what is not
 
@@ -427,9 +428,10 @@ CLOSING = """## What is modelled and what is not
 |---|---|
 | batching, queueing, priorities, time-outs, balancing | exactly: the same batcher, or Triton's, checked here |
 | execution | the measured profile, scaled to what it takes under the load; its jitter only where slices compute |
-| overheads | lines in the batch's size and their spread, measured under the load; that they come in bursts is not |
+| overheads | where they happen, lines in the batch's size and their spread, under the load; bursts are not |
 | Triton's threads | a wake-up time and a share of races, measured under the load |
-| contention for this machine's two cores | as far as it is in those means; not its bursts |
+| contention for this machine's two cores | in those means; in PREBA's pipelines preprocessing has a core pinned away |
+| how fast the machine itself is | as in the rehearsal before the run; machines that are shared drift by some percent |
 | the load generator's own lag | its mean, in the way to the batcher; it is a column of the measured records |
 | GPU: memory bandwidth, clocks, PCIe | not measured yet: no GPU was at hand |
 """

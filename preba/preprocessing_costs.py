@@ -6,9 +6,10 @@ profile a scenario uses is in preba.preprocessing; formulas over a trace are in 
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from preba.figures import Count, Figure, PositiveFigure
 from preba.strict import StrictModel
@@ -32,15 +33,30 @@ __all__ = [
 ]
 
 
-class ImageCost(StrictModel):
-    """Work of one image: ``fixed_us + per_100kb_us * bytes / 100 kB``."""
+class _BentLine(StrictModel):
+    """A line in an input's size, and how far the work is from it at some sizes."""
+
+    bends: tuple[tuple[NonNegativeFloat, float], ...] = ()
+    """(size, microseconds beyond the line): straight between them, as at the nearest one beyond. Sizes rise and are in
+    the unit of the line's slope; measured together with the line."""
+
+    @field_validator("bends")
+    @classmethod
+    def _sizes_rise(cls, bends: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+        if any(after[0] <= before[0] for before, after in itertools.pairwise(bends)):
+            raise ValueError(f"sizes must rise, got {[size for size, _ in bends]}")
+        return bends
+
+
+class ImageCost(_BentLine):
+    """Work of one image: ``fixed_us + per_100kb_us * bytes / 100 kB``, and bends by size in 100 kB."""
 
     fixed_us: Figure
     per_100kb_us: Figure
 
 
-class AudioCost(StrictModel):
-    """Work of one utterance: ``fixed_us + per_audio_s_us * seconds of audio``."""
+class AudioCost(_BentLine):
+    """Work of one utterance: ``fixed_us + per_audio_s_us * seconds of audio``, and bends by seconds."""
 
     fixed_us: Figure
     per_audio_s_us: Figure

@@ -70,7 +70,7 @@ class StreamSpec:
     sizes : SizesConfig
     execution_jitter, preprocess_jitter : JitterConfig
     overhead_jitters : tuple of JitterConfig, optional
-        Of the way to the batcher, the turnaround and the response.
+        Of the ways to preprocessing and to the batcher, of the turnaround and of the response.
     batch_units : int
         Batch dimension of every request.
     priority_shares : mapping of int to float, optional

@@ -23,7 +23,7 @@ def split_cores(workers: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     have = sorted(os.sched_getaffinity(0))
     if workers >= len(have):
         raise ScenarioError(
-            f"scenario.live.preprocessing.pin: {workers} workers need {workers + 1} cores, one of them for the rest of the "
+            f"scenario.live.preprocessing.pin: {workers} workers need {workers + 1} cores, one for the rest of the "
             f"server; this process may use {len(have)}"
         )
     return tuple(have[-workers:]), tuple(have[:-workers])

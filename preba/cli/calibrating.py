@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -72,6 +73,8 @@ __all__ = ["Calibration", "calibrate"]
 USUAL_PERCENT = 35.0
 """Of gaps of which up to a third may be lost wake-ups: the median of the others."""
 SELECTION_ROUNDS = 3
+BEND_LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+"""Quantiles of inputs' sizes between which their costs are averaged."""
 
 
 @dataclass(frozen=True)
@@ -335,6 +338,10 @@ def item_cost(seen: Seen, modality: str, sizes: Array, sized: Any, held_us: floa
         later_us[mine] = transfer_us * sizes[mine]
     line = line_through(sizes[mine], took_us, relative=False)
     residual_us = took_us - line.fixed_us - line.slope_us * sizes[mine]
+    bends = bends_of(sizes[mine], residual_us)
+    if bends:
+        at, beyond_us = (np.array(column) for column in zip(*bends, strict=True))
+        residual_us = residual_us - np.interp(sizes[mine], at, beyond_us)
     in_line, rested, rested_us = waited_for_worker(records)[0][mine], free[mine], 0.0
     if min(in_line.sum(), rested.sum()) >= ALONE_MIN:
         rested_us = max(steady_mean(residual_us[rested]) - steady_mean(residual_us[in_line]), 0.0)
@@ -351,11 +358,26 @@ def item_cost(seen: Seen, modality: str, sizes: Array, sized: Any, held_us: floa
     kind: type[ImageCost] | type[AudioCost] = ImageCost if modality == "image" else AudioCost
     slope, unit = ("per_100kb_us", "100 kB") if modality == "image" else ("per_audio_s_us", "second of audio")
     values = {"fixed_us": fixed_us + held_us, slope: line.slope_us}
-    section = kind(**{name: Figure.model_validate({"value": value, **facts}) for name, value in values.items()})
+    figures = {name: Figure.model_validate({"value": value, **facts}) for name, value in values.items()}
+    section = kind.model_validate({**figures, "bends": bends})
     expected_us = np.maximum(took_us - residual_us + held_us, 1.0)
     said = f"{fixed_us + held_us:.0f} us and {line.slope_us:.0f} us per {unit}; {text}"
     spread = spread_of((took_us + held_us) / expected_us)
     return ItemCost(section, mine, transfer_us, later_us, rested_us, spread, said)
+
+
+def bends_of(sizes: Array, residual_us: Array) -> tuple[tuple[float, float], ...]:
+    """How far costs are from their line, by size; the mean over all is nought. Without enough inputs, a mere line."""
+    edges = np.quantile(sizes, BEND_LEVELS)
+    group = np.clip(np.searchsorted(edges, sizes, side="right") - 1, 0, len(edges) - 2)
+    found = [(float(sizes[group == k].mean()), steady_mean(residual_us[group == k]))
+             for k in range(len(edges) - 1) if (group == k).sum() >= ALONE_MIN]  # fmt: skip
+    knots = [size for size, _ in found]
+    if len(found) < 3 or any(after <= before for before, after in itertools.pairwise(knots)):
+        return ()
+    beyond_us = np.array([us for _, us in found])
+    beyond_us += float((residual_us - np.interp(sizes, knots, beyond_us)).mean())
+    return tuple((round(size, 6), round(float(us), 3)) for size, us in zip(knots, beyond_us, strict=True))
 
 
 # -- slices ----------------------------------------------------------------------------------------------------------

@@ -102,7 +102,7 @@ def interference_on_mig(settings: Settings, cut: Cut) -> dict[str, Any]:
         for name in settings.networks:
             batch = NETWORKS[name].paper_knees.get("1", 1)
             ready = asked_together(started, {"prepare": name, "batch": batch, "device": settings.device})
-            rows = []
+            rows: list[dict[str, Any]] = []
             for active in range(1, len(uuids) + 1):
                 rates = [answer["rate"] for answer in asked_together(started[:active], {"rate_s": seconds})]
                 rows.append({"active": active, "batches_per_s_each": rates})
@@ -195,10 +195,9 @@ class Served:
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Does what a request asks for."""
         if "models" in request:
-            asked = request["models"].items()
-            return models(
-                Settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in asked})
-            )
+            asked: dict[str, Any] = dict(request["models"])
+            lists = {name: tuple(value) for name, value in asked.items() if isinstance(value, list)}
+            return models(Settings(**{**asked, **lists}))
         if "prepare" in request:
             if self._torch is None:
                 self._settings = Settings(device=request["device"])

@@ -29,6 +29,16 @@ def dali_image(*, decode_fraction: float, engine_gpcs: float) -> DaliImageCost:
     )
 
 
+def test_costs_bend_between_their_points_and_are_never_negative() -> None:
+    """Straight between two points, as at the nearest one beyond them; what falls below nought stays at nought."""
+    bends = ((1.0, 50.0), (3.0, -150.0))
+    cost = AudioCost(fixed_us=figure(100), per_audio_s_us=figure(0), bends=bends)
+    seconds = np.array([0, 1, 2, 3, 9], dtype=np.int64) * 1_000_000_000
+    assert work.audio_work_us(cost, seconds).tolist() == [150.0, 150.0, 50.0, 0.0, 0.0]
+    with pytest.raises(ValueError, match="sizes must rise"):
+        ImageCost(fixed_us=figure(1), per_100kb_us=figure(1), bends=((2.0, 1.0), (2.0, 3.0)))
+
+
 def test_image_work_counts_units_of_100000_bytes() -> None:
     """An image of 250,000 bytes costs the fixed part plus two and a half times the part per 100 kB."""
     cost = ImageCost(fixed_us=figure(100), per_100kb_us=figure(40))

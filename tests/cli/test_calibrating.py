@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from accel.work import audio_work_us
 from preba.batching.triton_config import TritonQuirks
 from preba.cli.calibrating import calibrate, slowdown, slowed
 from preba.cli.lines import line_by_size, spread_of, steady_mean
@@ -313,6 +314,27 @@ def test_every_part_of_the_way_through_the_front_end_is_found(toy: Any) -> None:
     assert found.preprocessing.rested_us == pytest.approx(400, rel=0.03)
     image = found.preprocessing.cost.image
     assert (image.fixed_us.value, image.per_100kb_us.value) == pytest.approx((2000, 1500), rel=0.03)
+
+
+def test_costs_that_bend_are_found(toy: Any) -> None:
+    """Speech that costs the square of its length: at every length within a few percent, where a line is far off."""
+    sizes = {"kind": "librispeech", "subset": "test-clean"}
+    profile = toy.audio_profile(["1g"])
+    profile["closed_form"]["length_range_s"] = [0.0, 40.0]
+    model = toy.model(profile, {"kind": "poisson", "rate_rps": 40}, sizes=sizes)
+    bends = [[length, 40.0 * length**2] for length in range(1, 36)]
+    audio = {"fixed_us": toy.figure(500.0), "per_audio_s_us": toy.figure(0.0), "bends": bends}
+    preprocessing = {
+        "kind": "cpu", "cores": 4, "usable_fraction": 1.0, "cost": {"kind": "cpu", "name": "toy", "audio": audio},
+    }  # fmt: skip
+    known = toy.resolve(toy.scenario([model], partition="7x1g.5gb", requests=6000, preprocessing=preprocessing))
+    run = played(known)
+    found = calibrate(known, [known.models[0].execution], run, run, [run]).scenario.preprocessing.cost.audio
+    lengths_ns = np.array([3, 6, 9, 12, 15], dtype=np.int64) * 1_000_000_000
+    expected_us = 500 + 40 * np.array([3, 6, 9, 12, 15]) ** 2
+    assert audio_work_us(found, lengths_ns) == pytest.approx(expected_us, rel=0.08)
+    line_us = found.fixed_us.value + found.per_audio_s_us.value * np.array([3, 6, 9, 12, 15])
+    assert abs(line_us / expected_us - 1).max() > 0.3
 
 
 def test_slices_of_preprocessing_stay_free_in_the_calibrated_scenario(toy: Any) -> None:

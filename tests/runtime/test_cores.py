@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +27,8 @@ def test_all_threads_are_bound_and_let_go_again() -> None:
     before = os.sched_getaffinity(0)
     core = min(before)
     with bound_to({core}):
-        assert {tuple(os.sched_getaffinity(int(each))) for each in os.listdir("/proc/self/task")} == {(core,)}
+        threads = [int(each.name) for each in Path("/proc/self/task").iterdir()]
+        assert {tuple(os.sched_getaffinity(thread)) for thread in threads} == {(core,)}
     assert os.sched_getaffinity(0) == before
     with bound_to(()):
         assert os.sched_getaffinity(0) == before

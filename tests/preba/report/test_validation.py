@@ -12,7 +12,7 @@ from rich.console import Console
 
 from preba.records import Records
 from preba.report.summary import summarise
-from preba.report.validation import Validated, per_request, validate_runs
+from preba.report.validation import Validated, mean_of_runs, per_request, validate_runs
 from preba.report.validation_text import print_validation, validation_html
 from preba.validation import Validation
 from sim.context import report_context
@@ -93,6 +93,22 @@ def test_fresh_draws_have_a_mean_and_an_interval(run: tuple[Records, dict[str, A
     assert row.fresh_ci95 is not None
     half = 4.303 * 0.02 * row.measured / 3**0.5
     assert row.fresh_ci95[1] - row.fresh == pytest.approx(half, rel=1e-3)
+
+
+def test_simulations_of_one_trace_are_averaged(run: tuple[Records, dict[str, Any]]) -> None:
+    """Of three at 0.9, 1.0 and 1.2 the mean counts, with an interval of the first one's width; histograms add up."""
+    _, summary = run
+    found = mean_of_runs([slower(summary, factor) for factor in (0.9, 1.0, 1.2)])
+    p50, first = found["latency_ms"]["p50"], slower(summary, 0.9)["latency_ms"]["p50"]
+    value = summary["latency_ms"]["p50"]["value"]
+    assert p50["value"] == pytest.approx(value * 3.1 / 3)
+    assert p50["ci95"][1] - p50["ci95"][0] == pytest.approx(first["ci95"][1] - first["ci95"][0])
+    assert sum(p50["ci95"]) / 2 - p50["value"] == pytest.approx(sum(first["ci95"]) / 2 - first["value"])
+    assert found["stages_ms"]["total"]["mean"] == pytest.approx(summary["stages_ms"]["total"]["mean"] * 3.1 / 3)
+    counts = summary["batch_size"]["histogram"]
+    assert found["batch_size"]["histogram"] == {size: 3 * count for size, count in counts.items()}
+    row = rows(validate_runs(summary, found, limits=Validation()))["latency mean"]
+    assert row.error_percent == pytest.approx(100 * 0.1 / 3)
 
 
 def test_stage_differences_add_up_to_what_is_unexplained(run: tuple[Records, dict[str, Any]]) -> None:
