@@ -38,8 +38,12 @@ types: $(STAMP)
 contract: $(STAMP)
 	$(BIN)/lint-imports
 
+# What only computes runs on two cores at once; what serves and is timed has the machine to itself.
+COMPUTES := tests/accel tests/papers tests/preba tests/sim
+
 pytest: $(STAMP)
-	$(BIN)/python -m pytest -q --durations=10
+	$(BIN)/python -m pytest -q --durations=5 -n 2 --dist loadfile $(COMPUTES)
+	$(BIN)/python -m pytest -q --durations=10 $(COMPUTES:%=--ignore=%)
 
 exhaustive: $(STAMP)  ## every case of what `make test` samples
 	$(BIN)/python -m pytest -q -m exhaustive
