@@ -52,7 +52,8 @@ test-numpy1:  ## the tests again under NumPy 1.26, which the live server's wheel
 	$(PYTHON) -m venv .venv-numpy1
 	.venv-numpy1/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' 'numpy<2'
 	.venv-numpy1/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps nvidia-pytriton
-	.venv-numpy1/bin/python -m pytest -q
+	.venv-numpy1/bin/python -m pytest -q -n 2 --dist loadfile $(COMPUTES)
+	.venv-numpy1/bin/python -m pytest -q $(COMPUTES:%=--ignore=%)
 
 bench: $(STAMP)  ## timings, printed and never asserted
 	$(BIN)/python -m pytest -q -s -m bench
