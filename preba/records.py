@@ -50,7 +50,7 @@ class Records:
     preprocess_start_ns, preprocess_end_ns : int64[n]
         First start and last end of preprocessing; both equal the arrival where there is none.
     preprocess_wait_ns : int64[n]
-        Waiting for preprocessing units, summed over the stations (also between them).
+        Waiting for preprocessing units, summed over the stations (also between them), and the way to the first one.
     enqueued_ns : int64[n]
         When it reached the batcher, after any hop.
     dispatched_ns : int64[n]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from preba.errors import ScenarioError
 
-__all__ = ["bound_to", "split_cores"]
+__all__ = ["bind", "bound_to", "split_cores"]
 
 
 def split_cores(workers: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -32,17 +32,30 @@ def split_cores(workers: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
 @contextlib.contextmanager
 def bound_to(cores: Collection[int]) -> Iterator[None]:
     """Keeps every thread of this process, and processes started meanwhile, on some cores; no cores: anywhere."""
-    before = os.sched_getaffinity(0)
-    _bind(cores)
+    if not cores:
+        yield
+        return
+    own = os.sched_getaffinity(0)
+    before = bind(cores)
     try:
         yield
     finally:
-        _bind(before if cores else ())
+        for thread in _threads():
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.sched_setaffinity(thread, before.get(thread, own))
 
 
-def _bind(cores: Collection[int]) -> None:
-    if not cores:
-        return
-    for thread in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(ProcessLookupError):  # it has just ended
-            os.sched_setaffinity(int(thread.name), cores)
+def bind(cores: Collection[int]) -> dict[int, set[int]]:
+    """Binds every thread of this process, also those that start meanwhile; returns where each one was."""
+    before: dict[int, set[int]] = {}
+    while new := _threads() - before.keys():
+        for thread in new:
+            before[thread] = set(cores)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                before[thread] = os.sched_getaffinity(thread)
+                os.sched_setaffinity(thread, cores)
+    return before
+
+
+def _threads() -> set[int]:
+    return {int(each.name) for each in Path("/proc/self/task").iterdir()}

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from preba.errors import InputError, ServerError
+from runtime.cores import bind
 from runtime.tensors import TensorPool
 
 MEL_BINS = 80
@@ -85,7 +86,7 @@ def _begin(plan: WorkerPlan) -> None:
 
     os.nice(WORKER_NICE)
     if plan.cores:
-        os.sched_setaffinity(0, plan.cores)
+        bind(plan.cores)
     os.setsid()  # its own process group, which the janitor can end; and a terminal's interrupt is for the server
     if plan.visible_device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = plan.visible_device

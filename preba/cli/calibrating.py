@@ -345,6 +345,8 @@ def item_cost(seen: Seen, modality: str, sizes: Array, sized: Any, held_us: floa
     in_line, rested, rested_us = waited_for_worker(records)[0][mine], free[mine], 0.0
     if min(in_line.sum(), rested.sum()) >= ALONE_MIN:
         rested_us = max(steady_mean(residual_us[rested]) - steady_mean(residual_us[in_line]), 0.0)
+    if not bends:
+        rested_us = min(rested_us, (line.fixed_us + held_us) / max(float(rested.mean()), 1e-9))
     fixed_us = line.fixed_us - rested_us * float(rested.mean())
     residual_us = residual_us - rested_us * (rested - float(rested.mean()))
     text = f"line through {int(mine.sum())} requests; standard deviation from it {float(residual_us.std()):.0f} us"
@@ -357,7 +359,9 @@ def item_cost(seen: Seen, modality: str, sizes: Array, sized: Any, held_us: floa
     }
     kind: type[ImageCost] | type[AudioCost] = ImageCost if modality == "image" else AudioCost
     slope, unit = ("per_100kb_us", "100 kB") if modality == "image" else ("per_audio_s_us", "second of audio")
-    values = {"fixed_us": fixed_us + held_us, slope: line.slope_us}
+    below_us = min(fixed_us + held_us, 0.0)  # of a cost that bends upwards; a fixed part is not negative
+    bends = tuple((size, us + below_us) for size, us in bends)
+    values = {"fixed_us": fixed_us + held_us - below_us, slope: line.slope_us}
     figures = {name: Figure.model_validate({"value": value, **facts}) for name, value in values.items()}
     section = kind.model_validate({**figures, "bends": bends})
     expected_us = np.maximum(took_us - residual_us + held_us, 1.0)

@@ -17,6 +17,8 @@ __all__ = ["batch_limit", "kept_busy", "one_at_a_time", "rehearsal"]
 IDLE_THINK_MS = 2.0
 REHEARSAL_S = 120.0
 REHEARSAL_REQUESTS = 100_000
+CLOSED_REQUESTS = 20_000
+"""Of a closed loop, whose rate is not known before."""
 IDLE_THINK_MAX_MS = 100.0
 REQUESTS_MIN = 30
 
@@ -71,7 +73,7 @@ def kept_busy(resolved: ResolvedScenario, batches: int, batch: int) -> ResolvedS
 
 
 def rehearsal(resolved: ResolvedScenario) -> ResolvedScenario:
-    """As much as two minutes of the scenario itself with other draws, without its events."""
+    """As much as two minutes of the scenario itself with other draws, without its events; of closed loops by count."""
     scenario = resolved.scenario
     run = Run(duration_s=REHEARSAL_S, warmup_requests=0)
     rates = [model.arrivals.mean_rate_rps() for model in scenario.models]
@@ -79,7 +81,7 @@ def rehearsal(resolved: ResolvedScenario) -> ResolvedScenario:
     if requests is not None:
         if all(rates):
             requests = min(requests, max(round(REHEARSAL_S * sum(float(rate or 0.0) for rate in rates)), REQUESTS_MIN))
-        run = Run(requests=min(requests, REHEARSAL_REQUESTS), warmup_requests=0)
+        run = Run(requests=min(requests, REHEARSAL_REQUESTS if all(rates) else CLOSED_REQUESTS), warmup_requests=0)
     elif scenario.run.duration_s is not None:
         run = Run(duration_s=min(scenario.run.duration_s, REHEARSAL_S), warmup_requests=0)
     other = scenario.model_copy(update={"run": run, "seed": scenario.seed + 3_000_003, "events": ()})

@@ -261,6 +261,13 @@ def wakeups_by_gaps(
     return Race(permille, text)
 
 
+def monotone_falling(values: Sequence[float]) -> NDArray[np.float64]:
+    """Noisy values of what falls, made to fall: between the lowest so far and the highest to come."""
+    found = np.asarray(values, dtype=np.float64)
+    fallen: NDArray[np.float64] = (np.minimum.accumulate(found) + np.maximum.accumulate(found[::-1])[::-1]) / 2
+    return fallen
+
+
 def with_spread(calibrated: ResolvedScenario, trace: Trace) -> Trace:
     """A trace with overheads that vary as the scenario says."""
     as_long = calibrated.scenario.model_copy(update={"run": Run(requests=len(trace), warmup_requests=0)})
@@ -310,13 +317,11 @@ def overtakings(calibrated: ResolvedScenario, trace: Trace, records: Records, li
     trace = with_spread(calibrated, trace)
     behind = [left_behind(calibrated, _with_share(calibrated, trace, permille).result.records, limit)
               for permille in SHARES]  # fmt: skip
-    falling = [place for place, share in enumerate(behind) if share < min(behind[:place], default=2.0)]
-    never, always = behind[falling[0]], behind[falling[-1]]
+    falling = monotone_falling(behind)
+    never, always = falling[0], falling[-1]
     if never - always < CONTRAST:
         return Race(None, "Whether Triton's batcher overtakes the backend thread makes no difference here")
-    permille = round(
-        float(np.interp(-seen, [-behind[place] for place in falling], [SHARES[place] for place in falling]))
-    )
+    permille = round(float(np.interp(-seen, -falling, SHARES)))
     text = (
         f"Triton's batcher overtakes the backend thread at {permille / 10:g} % of batch ends: {100 * seen:.1f} % of "
         f"batches with room left a request behind, {100 * never:.1f} % if it never does, {100 * always:.1f} % if always"

@@ -15,19 +15,22 @@ from typing import Annotated, Any
 
 import typer
 
+from accel.executors import available_backends
 from preba.cli.progress import stderr_console
 from preba.cli.validating import ValidationPlan, live_and_simulated
 from preba.errors import OutputError, PrebaError, ScenarioError, nearest
+from preba.mig.catalogue import device_names
 from preba.profile import profile_from_dict
 from preba.profile_yaml import profile_to_yaml
 from preba.scenario.resolve import resolve
 from preba.scenario.schema import Scenario
 from runtime.gpu.mig import NOTE as MIG_NOTE
-from runtime.gpu.mig import Cut, interference_on_mig, mig_cut, models_on_mig
+from runtime.gpu.mig import Cut, interference_on_mig, mig_cut, models_on_mig, preprocessing_on_mig
 from runtime.gpu.networks import NETWORKS
 from runtime.gpu.onnx_file import write_convolutions
 from runtime.gpu.pieces import PARTS, PIECES, UNPARTITIONED, Settings, run_piece
 from runtime.profiling import installed_versions, this_machine
+from runtime.triton.install import find_triton
 
 LIVE = "live"
 TOTAL_S = 480.0
@@ -99,7 +102,9 @@ class Bed:
         """By name."""
         if self.cut is None:
             return PIECES
-        on_mig = {"models": models_on_mig, "interference": interference_on_mig}
+        on_mig = {
+            "preprocessing": preprocessing_on_mig, "models": models_on_mig, "interference": interference_on_mig,
+        }  # fmt: skip
         return {**PIECES, **{name: partial(piece, cut=self.cut) for name, piece in on_mig.items()}}
 
     @property
@@ -141,6 +146,10 @@ def live(onnx: Path | None, seconds: float, bed: Bed) -> dict[str, Any]:
             onnx = Path(folder) / "convolutions.onnx"
             write_convolutions(onnx, (32, 64) if bed.kind == "cpu" else (64, 128, 256, 512, 512))
         for backend in bed.backends:
+            missing = available_backends()[backend]
+            if missing is not None:
+                runs[backend] = {"skipped": missing}
+                continue
             try:
                 resolved = resolve(_pipeline(str(onnx.resolve()), backend, seconds / 8, bed), folder=Path())
                 plan = ValidationPlan(fresh=0, repeats=10, busy_batches=20)
@@ -164,6 +173,14 @@ def _why_not_live(onnx: Path | None, bed: Bed) -> str | None:
         return "onnxruntime is not installed"
     if bed.kind != "cpu" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         return "ONNX Runtime has no CUDAExecutionProvider here (onnxruntime-gpu has it)"
+    if bed.cut is not None and not bed.cut.slices:
+        return "MIG is on, and there is no MIG device that is a whole slice"
+    if bed.cut is not None and bed.cut.device not in device_names():
+        return f"{bed.cut.device}: not in the catalogue of `preba mig list`, so that no scenario can name it"
+    try:
+        find_triton()
+    except PrebaError as error:
+        return str(error)
     return None
 
 

@@ -31,6 +31,7 @@ from preba.report.window import steady_window
 from preba.scenario.draw import draw_scenario_trace
 from preba.scenario.live import EmulatedSlices
 from preba.scenario.resolve import ResolvedModel, ResolvedScenario, resolve
+from preba.scenario.schema import Run
 from preba.trace import Trace
 from runtime.cores import bound_to
 from runtime.load.run import Played, Target, play
@@ -118,11 +119,11 @@ def live_and_simulated(resolved: ResolvedScenario, plan: ValidationPlan, say: Sa
         Is told what is going on.
     """
     resolved = with_warmup(resolved)
+    others = other_cores(resolved)  # the generator leaves pinned preprocessing alone, too
     say("measuring latency profiles through Triton")
     profiles = [measured_profile(resolved, model, plan) for model in resolved.models]
     say("measuring busy slices")
     largest = max(batch_limit(resolved, model) for model in resolved.models)
-    others = other_cores(resolved)  # the generator leaves pinned preprocessing alone, too
     with served(kept_busy(resolved, plan.busy_batches, largest)) as url, bound_to(others):
         busy = [
             play(kept_busy(resolved, plan.busy_batches, size), Target(url), payloads=plan.payloads, warmup_requests=0)
@@ -137,10 +138,10 @@ def live_and_simulated(resolved: ResolvedScenario, plan: ValidationPlan, say: Sa
         )  # fmt: skip
         say("rehearsing")
         rehearsed = play(rehearsal(resolved), Target(url), payloads=plan.payloads, warmup_requests=plan.warmup_requests)
-        calibration = calibrate(resolved, profiles, idle, rehearsed, busy)
         say(f"playing {resolved.scenario.run.requests or 'the'} requests")
         played = play(resolved, Target(url), payloads=plan.payloads, warmup_requests=plan.warmup_requests)
     say("simulating the same trace")
+    calibration = calibrate(resolved, profiles, idle, rehearsed, busy)
     calibrated = resolve(calibration.scenario, folder=resolved.folder)
     return compare_runs(resolved, calibrated, played, plan, calibration.notes)
 
@@ -222,8 +223,10 @@ def replayed(calibrated: ResolvedScenario, played: Played, draw: int) -> Simulat
             batcher = batcher.model_copy(update={"quirks": quirks})
         models.append(model.model_copy(update={"batcher": batcher}))
     seed = scenario.seed + (DRAW_SEED + draw if draw else 0)
-    told = resolve(scenario.model_copy(update={"models": tuple(models), "seed": seed}), folder=calibrated.folder)
-    drawn = draw_scenario_trace(told)
+    scenario = scenario.model_copy(update={"models": tuple(models), "seed": seed})
+    told = resolve(scenario, folder=calibrated.folder)
+    as_many = scenario.model_copy(update={"run": Run(requests=len(played.trace), warmup_requests=0)})
+    drawn = draw_scenario_trace(resolve(as_many, folder=calibrated.folder))
     # The files that were sent may have other sizes than the traced ones; how preprocessing spreads is measured.
     sent: Trace = replace(
         played.trace, jpeg_bytes=records.jpeg_bytes, audio_ns=records.audio_ns,

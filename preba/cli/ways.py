@@ -26,7 +26,7 @@ __all__ = [
 ]  # fmt: skip
 
 ALONE_MIN = 30
-TIMER_NS = 1_000_000
+TIMER_NS = 3_000_000
 """A batch that left so much after it was due was kept by something else than its timer."""
 
 
@@ -74,8 +74,12 @@ def timer_lateness_us(resolved: ResolvedScenario, records: Records) -> float:
         order = np.lexsort((mine.enqueued_ns, mine.batch_id))
         oldest = mine.select(order[np.unique(mine.batch_id[order], return_index=True)[1]])
         delay_ns = np.array(plan.bucket_delay_ns, dtype=np.int64)[plan.bucket_of(oldest.audio_ns)]
-        late_ns = oldest.dispatched_ns - oldest.enqueued_ns - delay_ns
-        found.append(late_ns[(late_ns >= 0) & (late_ns < TIMER_NS) & (delay_ns > 0)] / 1e3)
+        newest_ns = np.zeros(int(mine.batch_id.max(initial=0)) + 1, dtype=np.int64)
+        np.maximum.at(newest_ns, mine.batch_id, mine.enqueued_ns)
+        due_ns = oldest.enqueued_ns + delay_ns
+        late_ns = oldest.dispatched_ns - due_ns
+        rang = (delay_ns > 0) & (newest_ns[oldest.batch_id] < due_ns)  # and no arrival sent it
+        found.append(late_ns[rang & (late_ns >= 0) & (late_ns < TIMER_NS)] / 1e3)
     late_us = np.concatenate(found)
     return steady_mean(late_us) if len(late_us) >= ALONE_MIN else 0.0
 

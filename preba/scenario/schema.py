@@ -58,11 +58,11 @@ class Overheads(StrictModel):
     """Measured or assumed costs of the serving software itself; all zero unless given."""
 
     ingress_us: NonNegativeFloat = 0.0
-    """From the client to the first preprocessing unit, per request; without preprocessing it is part of the next."""
+    """From the client to the first preprocessing unit, per request; of no effect on requests without preprocessing."""
     frontend_us: NonNegativeFloat = 0.0
     """From the end of preprocessing (or arrival) to the batcher, per request."""
     timer_us: NonNegativeFloat = 0.0
-    """How late a batcher's timer rings: what comes meanwhile joins the batch."""
+    """How late a batcher's timer rings: a batch that is due leaves then, or with an arrival that comes before."""
     dispatch_us: NonNegativeFloat = 0.0
     """From the batcher to the start of the execution, per batch; its slice is taken meanwhile."""
     turnaround_us: NonNegativeFloat = 0.0

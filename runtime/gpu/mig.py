@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,12 +18,12 @@ import numpy as np
 
 from preba.errors import PrebaError
 from runtime.gpu.networks import NETWORKS
-from runtime.gpu.pieces import PARTS, Settings, Skipped, models, prepared_step, rate_of, torch_for
+from runtime.gpu.pieces import PARTS, PIECES, Settings, Skipped, prepared_step, rate_of, torch_for
 from runtime.gpu.timing import on_partition
 from runtime.mig import read_gpus
 from runtime.nvml import Nvml, open_nvml
 
-__all__ = ["Cut", "interference_on_mig", "mig_cut", "models_on_mig"]
+__all__ = ["NOTE", "Cut", "interference_on_mig", "mig_cut", "models_on_mig", "preprocessing_on_mig"]
 
 NOTE = "MIG devices, as they were found"
 
@@ -37,7 +37,7 @@ class Cut:
     device : str
         Its name in preba's catalogue, or the driver's.
     slices : tuple of (profile, UUID)
-        The MIG devices that are whole slices.
+        The MIG devices that are whole slices; empty where MIG is on and nobody has cut the GPU.
     """
 
     device: str
@@ -53,7 +53,7 @@ class Cut:
 
 
 def mig_cut(opened: Callable[[], Nvml] = open_nvml) -> Cut | None:
-    """What MIG devices there are; ``None`` without any, or without a driver. Nothing is changed."""
+    """What MIG devices there are; ``None`` where MIG is off, or without a driver. Nothing is changed."""
     try:
         with opened() as nvml:
             states = read_gpus(nvml)
@@ -62,9 +62,28 @@ def mig_cut(opened: Callable[[], Nvml] = open_nvml) -> Cut | None:
     for state in states:
         whole = [(each.name.partition("MIG ")[2], each.uuid) for each in state.mig_devices]
         slices = tuple((profile, uuid) for profile, uuid in whole if "c." not in profile)
-        if state.facts.mig_now and slices:
+        if state.facts.mig_now:
             return Cut(state.facts.name if state.device is None else state.device.name, slices)
     return None
+
+
+def preprocessing_on_mig(settings: Settings, cut: Cut) -> dict[str, Any]:
+    """DALI and nvJPEG on the first slice, in a process of its own: it keeps no memory there when it ends."""
+    with children(first_of(cut)) as (child,):
+        return child.ask({"piece": "preprocessing", "settings": asdict(settings)})
+
+
+def first_of(cut: Cut) -> tuple[str, ...]:
+    """The UUID of the first slice.
+
+    Raises
+    ------
+    Skipped
+        There is none.
+    """
+    if not cut.slices:
+        raise Skipped("MIG is on, and there is no MIG device that is a whole slice (`preba mig apply` makes some)")
+    return (cut.slices[0][1],)
 
 
 def models_on_mig(settings: Settings, cut: Cut) -> dict[str, Any]:
@@ -80,12 +99,13 @@ def models_on_mig(settings: Settings, cut: Cut) -> dict[str, Any]:
     Skipped
         A child says why it cannot.
     """
+    first_of(cut)
     each_s = settings.budget_s / len(cut.kinds)
     asked = {**asdict(settings), "budget_s": each_s, "shares": (PARTS,)}
     found: dict[str, Any] = {}
     for profile, uuids in cut.kinds.items():
         with children(uuids[:1]) as (child,):
-            answer = child.ask({"models": asked})
+            answer = child.ask({"piece": "models", "settings": asked})
         found = found or {**answer, "note": f"{NOTE} on {cut.device}", "networks": {}}
         for name, network in answer["networks"].items():
             mine = found["networks"].setdefault(name, {**network, "shares": {}})
@@ -95,6 +115,7 @@ def models_on_mig(settings: Settings, cut: Cut) -> dict[str, Any]:
 
 def interference_on_mig(settings: Settings, cut: Cut) -> dict[str, Any]:
     """One to all slices of the most frequent profile at work at once: how much slower each gets."""
+    first_of(cut)
     profile, uuids = next(iter(cut.kinds.items()))
     found: dict[str, Any] = {"note": f"{NOTE}: {profile} on {cut.device}", "networks": {}}
     seconds = settings.budget_s / (2 * len(settings.networks) * len(uuids))
@@ -177,10 +198,18 @@ def children(uuids: Sequence[str]) -> Iterator[list[Child]]:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                 env={**os.environ, "CUDA_VISIBLE_DEVICES": uuid},
             )  # fmt: skip
-            stack.enter_context(process)
-            stack.callback(process.kill)
+            stack.callback(_end, process)
             started.append(Child(process))
         yield started
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    for pipe in (process.stdin, process.stdout):
+        with suppress(BrokenPipeError):  # what it did not read
+            if pipe is not None:
+                pipe.close()
+    process.wait()
 
 
 class Served:
@@ -194,10 +223,10 @@ class Served:
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Does what a request asks for."""
-        if "models" in request:
-            asked: dict[str, Any] = dict(request["models"])
+        if "piece" in request:
+            asked: dict[str, Any] = dict(request["settings"])
             lists = {name: tuple(value) for name, value in asked.items() if isinstance(value, list)}
-            return models(Settings(**{**asked, **lists}))
+            return PIECES[request["piece"]](Settings(**{**asked, **lists}))
         if "prepare" in request:
             if self._torch is None:
                 self._settings = Settings(device=request["device"])

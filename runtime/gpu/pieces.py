@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import threading
 import time
@@ -172,6 +173,9 @@ def models(settings: Settings) -> dict[str, Any]:
                 eager, graphs = _time(torch, network, module, settings, settings.budget_s / points)
                 rows = believed_rows(eager, graphs, whole=share == PARTS)
                 table[str(share)] = {"multiprocessors": multiprocessors, "batches": rows, **_knee(rows)}
+                left_out = [batch for batch in settings.batches if batch not in rows]
+                if left_out:
+                    table[str(share)]["out_of_memory"] = left_out
         found["networks"][name] = {"modality": network.modality, "shares": table, "paper_knees": network.paper_knees}
         del module
     return found
@@ -184,20 +188,28 @@ def _time(
     settings: Settings,
     budget_s: float,
 ) -> tuple[dict[int, Timing], dict[int, Timing]]:
-    """Every batch kernel by kernel, and those that can be captured as CUDA graphs; half of the time for each."""
+    """Every batch kernel by kernel, and those that can be captured as CUDA graphs; half of the time for each.
+
+    Batches for which memory does not suffice are left out, the smallest excepted.
+    """
     dtype = torch.float16 if settings.device == "cuda" else torch.float32
     eager: dict[int, Timing] = {}
     graphs: dict[int, Timing] = {}
     for batch in settings.batches:
-        inputs = torch.randn(network.shape(batch, 10.0), device=settings.device, dtype=dtype)
+        try:
+            inputs = torch.randn(network.shape(batch, 10.0), device=settings.device, dtype=dtype)
 
-        def step(inputs: Any = inputs) -> Any:  # noqa: ANN401 - tensors
-            return module(inputs)
+            def step(inputs: Any = inputs) -> Any:  # noqa: ANN401 - tensors
+                return module(inputs)
 
-        eager[batch] = time_steps(torch, step, device=settings.device, budget_s=budget_s / 2)
-        replay = as_graph(torch, step, device=settings.device)
-        if replay is not None:
-            graphs[batch] = time_steps(torch, replay, device=settings.device, budget_s=budget_s / 2)
+            eager[batch] = time_steps(torch, step, device=settings.device, budget_s=budget_s / 2)
+            replay = as_graph(torch, step, device=settings.device)
+            if replay is not None:
+                graphs[batch] = time_steps(torch, replay, device=settings.device, budget_s=budget_s / 2)
+        except RuntimeError as error:  # PyTorch's own is one
+            if "out of memory" not in str(error).lower() or not eager:
+                raise
+            break
     return eager, graphs
 
 
@@ -267,8 +279,12 @@ def _rates_at_once(
 
     def work(place: int) -> None:
         try:
-            with on_partition(torch, PARTS, place, 1, device=settings.device), torch.inference_mode():
-                with capturing:  # a capture must not see the device synchronised by another one
+            with contextlib.ExitStack() as stack:
+                with capturing:  # a capture must not see the device synchronised, or cut, by another one
+                    if failures:
+                        return
+                    stack.enter_context(on_partition(torch, PARTS, place, 1, device=settings.device))
+                    stack.enter_context(torch.inference_mode())
                     step, launched[place] = prepared_step(torch, network, batch, settings)
                 ready.wait()
                 go.wait()
@@ -283,6 +299,8 @@ def _rates_at_once(
     try:
         ready.wait()
     except threading.BrokenBarrierError:
+        for thread in threads:
+            thread.join()
         raise failures[0] from None
     go.set()
     for thread in threads:

@@ -314,7 +314,7 @@ def test_core_that_rested_takes_longer(toy: Any, tmp_path: Any) -> None:
 
 
 def test_late_timer_lets_others_join(toy: Any, tmp_path: Any) -> None:
-    """A batch that is due leaves when the timer rings, with what has come meanwhile."""
+    """A batch that is due leaves with an arrival before the timer rings, or else when it does."""
     times = toy.arrivals_at(tmp_path, [0.0, 4.1, 30.0, 34.3])
     model = toy.model(toy.profile(GROWING), times, batcher={"kind": "fixed", "batch_max": 8, "timeout_ms": 4.0})
     data = toy.scenario([model], requests=4, server={"overheads": {"timer_us": 200.0}})

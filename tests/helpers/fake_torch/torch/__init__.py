@@ -9,6 +9,15 @@ from dataclasses import dataclass
 float16, float32 = "float16", "float32"
 
 
+class cuda:  # noqa: N801 - a module of torch's
+    """No GPU."""
+
+    @staticmethod
+    def is_available() -> bool:
+        """There is none."""
+        return False
+
+
 @dataclass(frozen=True)
 class Tensor:
     """Only a shape."""
