@@ -1,6 +1,6 @@
 """A slice that does nothing but take its time: sleeps what its latency profile says for each batch.
 
-Runs inside Triton's Python backend. Tensors pass through DLPack only: the backend of this Triton version hands out
+Runs inside Triton's Python backend. Tensors come through DLPack only: the backend of this Triton version hands out
 wrong values under NumPy 2 otherwise. Each row of INPUT is (audio length in s, factor on the time, 0, mark); only with
 the mark are the first two believed, so that clients which know nothing of it may send anything.
 """
@@ -18,6 +18,15 @@ MARK = 1717.0
 NUMBER_STEP = 4096
 FINE_NS = 150_000
 """Slept this much less than asked, then in small steps: a sleep ends late, never early."""
+
+
+def as_tensor(name, array):
+    """An output. NumPy 2's arrays reach Triton 2.51 by DLPack only, NumPy 1's do not.
+
+    There Triton gives the capsule another name than the one NumPy looks for when it goes, and the call never returns.
+    """
+    numpy1 = np.__version__.startswith("1.")
+    return pb_utils.Tensor(name, array) if numpy1 else pb_utils.Tensor.from_dlpack(name, array)
 
 
 def sleep_until(target_ns):
@@ -80,8 +89,8 @@ class TritonPythonModel:
         responses = []
         for mine in rows:
             outputs = [
-                pb_utils.Tensor.from_dlpack("OUTPUT", np.array(mine[:, :1])),
-                pb_utils.Tensor.from_dlpack("PREBA", np.repeat(stages, len(mine), axis=0)),
+                as_tensor("OUTPUT", np.array(mine[:, :1])),
+                as_tensor("PREBA", np.repeat(stages, len(mine), axis=0)),
             ]
             responses.append(pb_utils.InferenceResponse(outputs))
         return responses

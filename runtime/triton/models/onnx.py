@@ -1,4 +1,4 @@
-"""A slice that runs an ONNX model under ONNX Runtime. Runs inside Triton's Python backend; tensors by DLPack only.
+"""A slice that runs an ONNX model under ONNX Runtime. Runs inside Triton's Python backend.
 
 A request brings INPUT (the tensors themselves) or SLOTS: rows of the shared memory that preprocessing wrote, or, where
 this process preprocesses too, of the shared memory that holds the encoded files.
@@ -14,6 +14,12 @@ import onnxruntime
 import triton_python_backend_utils as pb_utils
 
 NUMBER_STEP = 4096
+
+
+def as_tensor(name, array):
+    """An output, as in emulated.py: NumPy 2's arrays go through DLPack, NumPy 1's must not."""
+    numpy1 = np.__version__.startswith("1.")
+    return pb_utils.Tensor(name, array) if numpy1 else pb_utils.Tensor.from_dlpack(name, array)
 
 
 class TritonPythonModel:
@@ -113,11 +119,11 @@ class TritonPythonModel:
             mine = answers[first : first + len(part)]
             first += len(part)
             outputs = [
-                pb_utils.Tensor.from_dlpack("OUTPUT", np.array(mine)),
-                pb_utils.Tensor.from_dlpack("PREBA", np.repeat(stages, len(part), axis=0)),
+                as_tensor("OUTPUT", np.array(mine)),
+                as_tensor("PREBA", np.repeat(stages, len(part), axis=0)),
             ]
             if status:
                 told = np.stack([np.full(len(part), preprocess_ns, dtype=np.int64), status[place]], axis=1)
-                outputs.append(pb_utils.Tensor.from_dlpack("STATUS", told))
+                outputs.append(as_tensor("STATUS", told))
             responses.append(pb_utils.InferenceResponse(outputs))
         return responses
