@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preba.records import Records
+from preba.report.paired import error_half_width_percent
 from preba.report.stages import STAGE_LABELS, STAGES, times_of_stage_ns
 from preba.report.usage import Intervals, first_of_batch, integral_ns
 from preba.statistics import Estimate, mean_estimate
@@ -50,8 +51,10 @@ class ErrorRow:
     limit_percent : float or None
         The scenario's threshold.
     verdict : str
-        ``met``, ``missed``, ``unsure`` (an interval is wider than the threshold, so that neither is proven), or empty
-        where there is no threshold.
+        ``met``, ``missed``, ``unsure`` (beyond the threshold, which the error's interval reaches; without that one,
+        where the measured interval holds the error), or empty where there is no threshold.
+    error_half_percent : float or None
+        Half the 95 % interval of the error: both runs had the same requests, so it is narrower than theirs.
     """
 
     metric: str
@@ -66,6 +69,7 @@ class ErrorRow:
     fresh_error_percent: float | None
     limit_percent: float | None
     verdict: str
+    error_half_percent: float | None = None
 
 
 @dataclass(frozen=True)
@@ -192,7 +196,7 @@ def validate_runs(
         )
     ]
     if records is not None:
-        rows = [_with_intervals(row, records) for row in rows]
+        rows = [_judged(_with_intervals(row, records), records) for row in rows]
     distance = _distance(measured["batch_size"]["histogram"], simulated["batch_size"]["histogram"])
     if distance is not None:
         rows.append(_distribution(distance, simulated, fresh, limits.distribution_percent))
@@ -297,6 +301,16 @@ def _with_intervals(row: ErrorRow, records: tuple[Records, Records]) -> ErrorRow
     here, there = estimate(records[0], row.measured), estimate(records[1], row.simulated)
     verdict = _verdict(row.error_percent, row.limit_percent or math.inf, row.measured, here)
     return replace(row, measured_ci95=here, simulated_ci95=there, verdict=verdict)
+
+
+def _judged(row: ErrorRow, records: tuple[Records, Records]) -> ErrorRow:
+    """The row with its error's own interval, judged by it."""
+    half = error_half_width_percent(row.metric, *records)
+    if half is None or row.error_percent is None or row.limit_percent is None:
+        return row
+    beyond = abs(row.error_percent) - row.limit_percent
+    verdict = "met" if beyond <= 0 else "unsure" if beyond <= half else "missed"
+    return replace(row, error_half_percent=half, verdict=verdict)
 
 
 def _batch_interval(records: Records, value: float) -> tuple[float, float] | None:

@@ -35,8 +35,10 @@ def _value(value: float | None, interval: tuple[float, float] | None) -> str:
     return text if interval is None else f"{text} ±{significant(0.5 * (interval[1] - interval[0]), 2)}"
 
 
-def _percent(value: float | None) -> str:
-    return ABSENT if value is None else f"{value:+.1f} %"
+def _percent(value: float | None, half: float | None = None) -> str:
+    if value is None:
+        return ABSENT
+    return f"{value:+.1f} %" if half is None else f"{value:+.1f} ±{half:.1f} %"
 
 
 def _cells(row: ErrorRow) -> tuple[str, ...]:
@@ -45,7 +47,7 @@ def _cells(row: ErrorRow) -> tuple[str, ...]:
         row.unit,
         _value(row.measured, row.measured_ci95),
         _value(row.simulated, row.simulated_ci95),
-        _percent(row.error_percent),
+        _percent(row.error_percent, row.error_half_percent),
         "" if row.limit_percent is None else f"{row.limit_percent:g} %",
         row.verdict,
         _value(row.fresh, row.fresh_ci95),
