@@ -15,7 +15,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
+from tritonclient.grpc import InferenceServerClient
 
 from preba.batching.replay import play as play_batcher
 from preba.batching.triton_config import TritonBatcher
@@ -240,7 +243,8 @@ def by_perf_analyzer(data: dict[str, Any]) -> dict[str, Any]:
     """The closed loop driven by NVIDIA's own client, beside the simulation of it.
 
     That client is faster than ours: what passes between it and the server is measured with one request at a time, and
-    how much longer it is under the load in a rehearsal, from what Triton counts as queue and compute there.
+    how much longer it is under the load in a rehearsal, from what Triton counts as queue and compute there. What passes
+    between two batches follows from the rehearsal's throughput and Triton's count of batches: slices are always busy.
     """
     resolved = load(BY_PERF_ANALYZER, data)
     ours = live_and_simulated(resolved, ValidationPlan(fresh=1), lambda _: None).calibrated
@@ -252,7 +256,8 @@ def by_perf_analyzer(data: dict[str, Any]) -> dict[str, Any]:
             sys.exit("perf_analyzer is not unpacked in this environment (`make test` does it)")
         common = ("-m", "emulated", "-u", url, "--percentile", "99", "--max-threads", str(clients))
         files, ways_ms = [], []
-        for place, (level, seconds) in enumerate(((1, 6), (clients, 12), (clients, 32))):
+        for place, (level, seconds) in enumerate(((1, 6), (clients, 24), (clients, 32))):
+            before = executed(url)
             files = [folder / f"{place}.csv", folder / f"{place}.json"]
             window = ("--measurement-interval", str(1000 * seconds // 3), "--stability-percentage", "999")
             analysed(
@@ -261,8 +266,11 @@ def by_perf_analyzer(data: dict[str, Any]) -> dict[str, Any]:
             )  # fmt: skip
             seen = read_measured(files[0], load=float(level))
             ways_ms.append(seen.latency_ms["mean"] - sum(seen.stages_ms.values()))
-            if level == 1:
+            if place == 0:
                 alone_ms = seen.latency_ms["mean"]
+            elif place == 1:
+                counts = executed(url) - before
+                batch, rehearsed_rps = float(counts[0] / counts[1]), float(seen.throughput_rps or math.nan)
         over = ours.scenario.server.overheads
         execution_ms = ours.models[0].execution.latency_ns(ours.slices[0].profile, 1, None) / 1e6
         less_us = over.response_request_us + (quirks_of(ours).get("batcher_wakeup_us") or 0)
@@ -271,7 +279,16 @@ def by_perf_analyzer(data: dict[str, Any]) -> dict[str, Any]:
         longer_us = max(1e3 * (ways_ms[1] - ways_ms[0]) - handing_out_us, 0.0)
         around_us = max(1e3 * (alone_ms - execution_ms) - less_us + longer_us, 0.0)
         share = over.frontend_us / (over.frontend_us + over.response_us)  # before and after, as with our client
-        over = over.model_copy(update={"frontend_us": share * around_us, "response_us": (1 - share) * around_us})
+        sizes = np.arange(1, 9)
+        times_us = [ours.models[0].execution.latency_ns(ours.slices[0].profile, int(b), None) / 1e3 for b in sizes]
+        between_us = 1e6 * len(ours.slices) * batch / rehearsed_rps - float(np.interp(batch, sizes, times_us))
+        turnaround_us = max(between_us - over.turnaround_request_us * batch, 0.0)
+        over = over.model_copy(
+            update={
+                "frontend_us": share * around_us, "response_us": (1 - share) * around_us,
+                "turnaround_us": turnaround_us,
+            }
+        )  # fmt: skip
         server = ours.scenario.server.model_copy(update={"overheads": over})
         theirs = resolve(ours.scenario.model_copy(update={"server": server}), folder=ours.folder)
         found, notes = with_measured(theirs, files, 5)
@@ -279,6 +296,13 @@ def by_perf_analyzer(data: dict[str, Any]) -> dict[str, Any]:
         "group": "triton", "where": this_machine(), "python": platform.python_version(), "requests": None,
         "notes": list(notes), "quirks": quirks_of(theirs), "overheads": overheads_of(over), **found.as_json(),
     }  # fmt: skip
+
+
+def executed(url: str) -> NDArray[np.float64]:
+    """Requests and batches that a server has executed so far."""
+    with InferenceServerClient(url) as client:
+        found = client.get_inference_statistics("emulated").model_stats[0]
+    return np.array([found.inference_count, found.execution_count], dtype=np.float64)
 
 
 def overheads_of(overheads: Overheads) -> dict[str, Any]:

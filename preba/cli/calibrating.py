@@ -119,6 +119,11 @@ class Seen:
         return is_native(self.resolved)
 
     @cached_property
+    def closed(self) -> bool:
+        """Whether clients wait for their answers."""
+        return isinstance(self.resolved.scenario.models[0].arrivals, ClosedLoopArrivals)
+
+    @cached_property
     def limit(self) -> int:
         """Largest batch."""
         return max(batch_limit(self.resolved, model) for model in self.resolved.models)
@@ -213,7 +218,8 @@ def calibrate(
     seen = Seen(resolved, tuple(profiles), idle, rehearsed, tuple(busy))
     prepared = preprocessing_of(seen)
     gaps = gaps_of(seen)
-    threads = wakeup(resolved, seen.records) if seen.native else Wakeup(0.0, 0)
+    # Clients of a closed loop send when they have their answers, several at once: who joins whom tells nothing there.
+    threads = wakeup(resolved, seen.records) if seen.native and not seen.closed else Wakeup(0.0, 0)
     overheads, said = overheads_of(seen, prepared, gaps, threads)
     changes: dict[str, Any] = {
         "server": resolved.scenario.server.model_copy(update={"overheads": overheads}),
@@ -513,8 +519,7 @@ def overheads_of(seen: Seen, prepared: Prepared, gaps: Gaps, threads: Wakeup) ->
 def native_ways_us(seen: Seen) -> Array:
     """From schedule to execution, where Triton batches: of requests that met an idle instance."""
     # In a closed loop requests come in bursts, while the slice that answered still turns round.
-    loop = isinstance(seen.resolved.scenario.models[0].arrivals, ClosedLoopArrivals)
-    front = head_waits_us(seen.resolved, seen.alone if loop else seen.records, seen.limit)
+    front = head_waits_us(seen.resolved, seen.alone if seen.closed else seen.records, seen.limit)
     return front if len(front) >= ALONE_MIN else head_waits_us(seen.resolved, seen.alone, seen.limit)
 
 
