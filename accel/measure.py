@@ -208,7 +208,7 @@ def line_through(sizes: Sequence[float], values: Sequence[float], *, relative: b
     return CostLine(fixed, slope, worst)
 
 
-def _figures(line: CostLine, names: tuple[str, str], facts: dict[str, str]) -> dict[str, Any]:
+def _figures(line: CostLine, names: tuple[str, str], facts: dict[str, str]) -> dict[str, Figure]:
     notes = f"{facts['notes']}; no point is further than {100 * line.worst:.1f} % from the line"
     values = (line.fixed_us, line.slope_us)
     return {
@@ -238,7 +238,7 @@ def cpu_costs(name: str, points: Sequence[CostPoint], facts: dict[str, str]) -> 
         mine = [point for point in points if point.modality == modality and point.batch == 1]
         if mine:
             line = line_through([point.size / SIZE_UNIT[modality] for point in mine], [point.work_us for point in mine])
-            sections[modality] = kind(**_figures(line, NAMES[modality], facts))
+            sections[modality] = kind.model_validate(_figures(line, NAMES[modality], facts))
     return CpuCosts(kind="cpu", name=name, description="Measured by preba profile preprocessing.", **sections)
 
 
@@ -283,14 +283,14 @@ def dali_costs(
             works.append(per_batch.slope_us * gpcs)
         figures = _figures(line_through(sizes, works), NAMES[modality], facts)
         if modality == "audio":
-            sections[modality] = AudioCost(**figures)
+            sections[modality] = AudioCost.model_validate(figures)
             continue
         engines = _engines(points, mine, facts, gpcs, jpeg_engines)
         assumed = published.image
         if engines is None and assumed is None:
             raise ProfileError("image: no figures of JPEG engines")
         decode, engine = engines or (assumed.decode_fraction, assumed.engine_gpcs)  # type: ignore[union-attr]
-        sections["image"] = DaliImageCost(**figures, decode_fraction=decode, engine_gpcs=engine)
+        sections["image"] = DaliImageCost.model_validate({**figures, "decode_fraction": decode, "engine_gpcs": engine})
     if not launches:
         raise ProfileError("no points without JPEG engines (hw_decoder_share 0)")
     launch = Figure(

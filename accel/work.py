@@ -17,6 +17,7 @@ __all__ = [
     "audio_seconds",
     "audio_work_us",
     "bent_us",
+    "beyond_line_us",
     "hop_ns",
     "image_work_us",
     "linear_us",
@@ -54,10 +55,14 @@ def linear_us(fixed_us: float, per_unit_us: float, units: Float64) -> Float64:
 
 def bent_us(line_us: Float64, bends: Sequence[tuple[float, float]], units: Float64) -> Float64:
     """A line with its bends, never negative, float64[n]."""
-    if not bends:
-        return line_us
-    sizes, beyond_us = zip(*bends, strict=True)
-    found: Float64 = np.maximum(line_us + np.interp(units, sizes, beyond_us), 0.0)
+    found: Float64 = np.maximum(line_us + beyond_line_us(bends, units), 0.0) if bends else line_us
+    return found
+
+
+def beyond_line_us(bends: Sequence[tuple[float, float]], units: Float64) -> Float64:
+    """How far bends are from their line at some sizes, float64[n]."""
+    sizes, beyond_us = np.array(bends, dtype=np.float64).T
+    found: Float64 = np.interp(units, sizes, beyond_us)
     return found
 
 

@@ -98,6 +98,14 @@ def on_off(slices: int) -> dict[str, Any]:
     return {"arrivals": {"kind": "onoff", "rate_on_rps": rate_rps, "mean_on_s": 0.1, "mean_off_s": 0.075}}
 
 
+def behind_envoy(load: float) -> dict[str, Any]:
+    """Seven servers of one instance, in turns."""
+    return tensor_case(
+        7, load, {"kind": "triton", "max_batch_size": 8, **delay(5)},
+        server={"topology": "per_slice", "balancer": "round_robin"},
+    )  # fmt: skip
+
+
 def cases() -> dict[str, tuple[str, dict[str, Any]]]:
     """Name to (group, scenario)."""
     found: dict[str, tuple[str, dict[str, Any]]] = {}
@@ -128,18 +136,9 @@ def cases() -> dict[str, tuple[str, dict[str, Any]]]:
         found[name][1]["run"]["requests"] *= factor
     for slices in (1, 3, 7):
         found[f"triton-{slices}-onoff"] = ("triton", triton_case(slices, 0.5, model=on_off(slices), **delay(5)))
-    found["envoy-7-round-robin"] = (
-        "triton",
-        tensor_case(
-            7, 0.5, {"kind": "triton", "max_batch_size": 8, **delay(5)},
-            server={"topology": "per_slice", "balancer": "round_robin"},
-        ),
-    )  # fmt: skip
+    found["envoy-7-round-robin"] = ("triton", behind_envoy(0.5))
     # With its slices busy 93 % of the time, which shows what a machine's drift from minute to minute makes of them.
-    busy = tensor_case(
-        7, 0.7, {"kind": "triton", "max_batch_size": 8, **delay(5)},
-        server={"topology": "per_slice", "balancer": "round_robin"},
-    )  # fmt: skip
+    busy = behind_envoy(0.7)
     busy["run"]["requests"] *= 3
     found["envoy-7-busy"] = ("triton", busy)
     loop = {"arrivals": {"kind": "closed_loop", "outstanding": 24}}

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from accel.measure import line_through
+from accel.work import beyond_line_us
 from preba.arrival_kinds import ClosedLoopArrivals
 from preba.batching.triton_config import TritonBatcher
 from preba.cli.lines import (
@@ -346,8 +347,7 @@ def item_cost(seen: Seen, modality: str, sizes: Array, sized: Any, held_us: floa
     residual_us = took_us - line.fixed_us - line.slope_us * sizes[mine]
     bends = bends_of(sizes[mine], residual_us)
     if bends:
-        at, beyond_us = (np.array(column) for column in zip(*bends, strict=True))
-        residual_us = residual_us - np.interp(sizes[mine], at, beyond_us)
+        residual_us = residual_us - beyond_line_us(bends, sizes[mine])
     in_line, rested, rested_us = waited_for_worker(records)[0][mine], free[mine], 0.0
     if min(in_line.sum(), rested.sum()) >= ALONE_MIN:
         rested_us = max(steady_mean(residual_us[rested]) - steady_mean(residual_us[in_line]), 0.0)

@@ -25,7 +25,7 @@ from preba.trace import Trace
 from sim.run import DEFAULT_ENGINE, Simulation, simulate
 
 __all__ = [
-    "IDLE_NS", "Race", "Wakeup", "delay_ns", "head_waits_us", "lost_wakeups", "overtakings", "wakeup",
+    "IDLE_NS", "Race", "Wakeup", "delay_ns", "drawn_as_long", "head_waits_us", "lost_wakeups", "overtakings", "wakeup",
     "wakeups_by_gaps", "with_race", "with_spread", "with_wakeup",
 ]  # fmt: skip
 
@@ -268,11 +268,15 @@ def monotone_falling(values: Sequence[float]) -> NDArray[np.float64]:
     return fallen
 
 
+def drawn_as_long(calibrated: ResolvedScenario, trace: Trace) -> Trace:
+    """What the scenario draws for as many requests as a trace has, however its own run is measured."""
+    as_long = calibrated.scenario.model_copy(update={"run": Run(requests=len(trace), warmup_requests=0)})
+    return draw_scenario_trace(resolve(as_long, folder=calibrated.folder))
+
+
 def with_spread(calibrated: ResolvedScenario, trace: Trace) -> Trace:
     """A trace with overheads that vary as the scenario says."""
-    as_long = calibrated.scenario.model_copy(update={"run": Run(requests=len(trace), warmup_requests=0)})
-    drawn = draw_scenario_trace(resolve(as_long, folder=calibrated.folder))
-    return replace(trace, overhead_factor=drawn.overhead_factor)
+    return replace(trace, overhead_factor=drawn_as_long(calibrated, trace).overhead_factor)
 
 
 def _with_share(calibrated: ResolvedScenario, trace: Trace, permille: int) -> Simulation:

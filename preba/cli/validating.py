@@ -21,6 +21,7 @@ from preba.cli.load import measured_summary
 from preba.cli.rehearsing import batch_limit, kept_busy, one_at_a_time, rehearsal
 from preba.cli.served import served
 from preba.cli.simulate import run_and_summarise
+from preba.cli.triton_threads import drawn_as_long
 from preba.errors import ScenarioError
 from preba.profile import LatencyProfile
 from preba.records import Records
@@ -31,7 +32,6 @@ from preba.report.window import steady_window
 from preba.scenario.draw import draw_scenario_trace
 from preba.scenario.live import EmulatedSlices
 from preba.scenario.resolve import ResolvedModel, ResolvedScenario, resolve
-from preba.scenario.schema import Run
 from preba.trace import Trace
 from runtime.cores import bound_to
 from runtime.load.run import Played, Target, play
@@ -225,8 +225,7 @@ def replayed(calibrated: ResolvedScenario, played: Played, draw: int) -> Simulat
     seed = scenario.seed + (DRAW_SEED + draw if draw else 0)
     scenario = scenario.model_copy(update={"models": tuple(models), "seed": seed})
     told = resolve(scenario, folder=calibrated.folder)
-    as_many = scenario.model_copy(update={"run": Run(requests=len(played.trace), warmup_requests=0)})
-    drawn = draw_scenario_trace(resolve(as_many, folder=calibrated.folder))
+    drawn = drawn_as_long(told, played.trace)
     # The files that were sent may have other sizes than the traced ones; how preprocessing spreads is measured.
     sent: Trace = replace(
         played.trace, jpeg_bytes=records.jpeg_bytes, audio_ns=records.audio_ns,

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preba.records import Records
-from preba.report.paired import error_half_width_percent
+from preba.report.paired import error_half_widths_percent
 from preba.report.stages import STAGE_LABELS, STAGES, times_of_stage_ns
 from preba.report.usage import Intervals, first_of_batch, integral_ns
 from preba.statistics import Estimate, mean_estimate
@@ -196,7 +196,8 @@ def validate_runs(
         )
     ]
     if records is not None:
-        rows = [_judged(_with_intervals(row, records), records) for row in rows]
+        halves = error_half_widths_percent(*records)
+        rows = [_judged(_with_intervals(row, records), halves.get(row.metric)) for row in rows]
     distance = _distance(measured["batch_size"]["histogram"], simulated["batch_size"]["histogram"])
     if distance is not None:
         rows.append(_distribution(distance, simulated, fresh, limits.distribution_percent))
@@ -303,9 +304,8 @@ def _with_intervals(row: ErrorRow, records: tuple[Records, Records]) -> ErrorRow
     return replace(row, measured_ci95=here, simulated_ci95=there, verdict=verdict)
 
 
-def _judged(row: ErrorRow, records: tuple[Records, Records]) -> ErrorRow:
+def _judged(row: ErrorRow, half: float | None) -> ErrorRow:
     """The row with its error's own interval, judged by it."""
-    half = error_half_width_percent(row.metric, *records)
     if half is None or row.error_percent is None or row.limit_percent is None:
         return row
     beyond = abs(row.error_percent) - row.limit_percent

@@ -192,12 +192,11 @@ def _time(
 
     Batches for which memory does not suffice are left out, the smallest excepted.
     """
-    dtype = torch.float16 if settings.device == "cuda" else torch.float32
     eager: dict[int, Timing] = {}
     graphs: dict[int, Timing] = {}
     for batch in settings.batches:
         try:
-            inputs = torch.randn(network.shape(batch, 10.0), device=settings.device, dtype=dtype)
+            inputs = inputs_of(torch, network, batch, settings)
 
             def step(inputs: Any = inputs) -> Any:  # noqa: ANN401 - tensors
                 return module(inputs)
@@ -211,6 +210,12 @@ def _time(
                 raise
             break
     return eager, graphs
+
+
+def inputs_of(torch: Any, network: Network, batch: int, settings: Settings) -> Any:  # noqa: ANN401 - tensors
+    """A batch of random inputs, in half precision on a GPU; recordings of 10 s."""
+    dtype = torch.float16 if settings.device == "cuda" else torch.float32
+    return torch.randn(network.shape(batch, 10.0), device=settings.device, dtype=dtype)
 
 
 def believed_rows(
@@ -317,10 +322,8 @@ def prepared_step(
     settings: Settings,
 ) -> tuple[Callable[[], object], str]:
     """One batch through a network, warmed up, on the current stream; and whether as a graph or kernel by kernel."""
-    half = settings.device == "cuda"
-    module = build(torch, network, device=settings.device, half=half)
-    dtype = torch.float16 if half else torch.float32
-    inputs = torch.randn(network.shape(batch, 10.0), device=settings.device, dtype=dtype)
+    module = build(torch, network, device=settings.device, half=settings.device == "cuda")
+    inputs = inputs_of(torch, network, batch, settings)
 
     def step() -> object:
         with torch.inference_mode():
