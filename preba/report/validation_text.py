@@ -163,7 +163,7 @@ def validation_html(
     if found.warnings:
         body.append(f'<div class="warnings">{list_items(found.warnings)}</div>')
     body += [
-        section("Errors", html_table(HEADERS, [_cells(row) for row in found.rows], text_columns=(0, 1, 6))),
+        section("Errors", html_table(HEADERS, [_cells(row) for row in found.rows])),
         section(
             "Where the difference lies",
             html_table(STAGE_HEADERS, _stage_cells(found), total_row=True),
