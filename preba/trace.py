@@ -56,6 +56,7 @@ STREAMS = {
     "frontend_jitter": 8,
     "turnaround_jitter": 9,
     "response_jitter": 10,
+    "response_batch_jitter": 11,
 }
 """Stream name to its place in the seed's key; a number is never reused, so old seeds keep their meaning."""
 
@@ -70,7 +71,7 @@ class StreamSpec:
     sizes : SizesConfig
     execution_jitter, preprocess_jitter : JitterConfig
     overhead_jitters : tuple of JitterConfig, optional
-        Of the ways to preprocessing and to the batcher, of the turnaround and of the response.
+        As many as an ``overhead_factor`` has parts, in their order.
     batch_units : int
         Batch dimension of every request.
     priority_shares : mapping of int to float, optional
@@ -83,7 +84,7 @@ class StreamSpec:
     sizes: SizesConfig
     execution_jitter: JitterConfig = field(default_factory=lambda: NoJitter(kind="none"))
     preprocess_jitter: JitterConfig = field(default_factory=lambda: NoJitter(kind="none"))
-    overhead_jitters: tuple[JitterConfig, JitterConfig, JitterConfig] | None = None
+    overhead_jitters: tuple[JitterConfig, ...] | None = None
     batch_units: int = 1
     priority_shares: Mapping[int, float] | None = None
     timeout_ns: int = 0

@@ -16,6 +16,8 @@ from preba.trace_table import DTYPES, PARTS, Trace, steady_overheads
 
 _METADATA = b"preba_trace"
 _FORMAT = 1
+NEWEST_PART = "overhead_factor_response_batch"
+"""Traces of before there was such a factor are read as if it were 1."""
 
 
 def write_trace(path: Path, trace: Trace) -> None:
@@ -79,7 +81,7 @@ def read_trace(path: Path) -> Trace:
         if name == "overhead_factor" and not set(parts) & set(table.column_names):
             columns[name] = steady_overheads(table.num_rows)
         elif parts:
-            columns[name] = np.column_stack([_column(path, table, part, name) for part in parts])
+            columns[name] = np.column_stack([_part(path, table, part, name) for part in parts])
         else:
             columns[name] = _column(path, table, name, name)
     try:
@@ -99,6 +101,12 @@ def _read_metadata(path: Path, raw: bytes | None) -> dict[str, Any]:
         "outstanding": tuple(data["outstanding"]),
         "refusal_backoff_ns": tuple(data["refusal_backoff_ns"]),
     }
+
+
+def _part(path: Path, table: pa.Table, part: str, name: str) -> Any:  # noqa: ANN401 - an array of DTYPES[name]
+    if part == NEWEST_PART and part not in table.column_names:
+        return np.ones(table.num_rows)
+    return _column(path, table, part, name)
 
 
 def _column(path: Path, table: pa.Table, column: str, name: str) -> Any:  # noqa: ANN401 - an array of DTYPES[name]

@@ -27,7 +27,7 @@ DTYPES: dict[str, type[np.generic]] = {
     "think_ns": np.int64,
 }
 """Columns of a trace, in order."""
-PARTS = {"overhead_factor": ("frontend", "turnaround", "response"), "balancer_draw": ("0", "1")}
+PARTS = {"overhead_factor": ("frontend", "turnaround", "response", "response_batch"), "balancer_draw": ("0", "1")}
 """What the second dimension of a column means, where there is one."""
 
 
@@ -46,7 +46,7 @@ class Request:
     timeout_ns: int
     preprocess_factor: float
     execution_factor: float
-    overhead_factor: tuple[float, float, float]
+    overhead_factor: tuple[float, float, float, float]
     balancer_draw: tuple[float, float]
     think_ns: int
 
@@ -71,9 +71,10 @@ class Trace:
         Queue timeout sent along; 0 = none.
     preprocess_factor, execution_factor : float64[n]
         Factors on the nominal service times, mean 1.
-    overhead_factor : float64[n, 3]
-        Factors on the overheads of the serving software: the way to the batcher, from the batch that this request
-        comes first in to the next, and the answer. Without any memory (one row for all) where nothing varies.
+    overhead_factor : float64[n, 4]
+        Factors on the overheads of the serving software: the way to the batcher; from the batch that this request
+        comes first in to the next; the answer; and all answers of the batch that it comes first in. Without any
+        memory (one row for all) where nothing varies.
     balancer_draw : float64[n, 2]
         Uniforms in [0, 1) for balancers that choose at random.
     think_ns : int64[n]
@@ -187,7 +188,7 @@ class Trace:
 
 
 def steady_overheads(count: int) -> NDArray[np.float64]:
-    """Factors of overheads that do not vary, float64[count, 3]: all ones, in the memory of one."""
+    """Factors of overheads that do not vary, float64[count, 4]: all ones, in the memory of one."""
     return np.broadcast_to(np.float64(1.0), (count, len(PARTS["overhead_factor"])))
 
 

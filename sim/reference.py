@@ -81,7 +81,7 @@ class _StationQueue:
         self.is_hop = station.kind == "hop"
 
 
-FRONTEND, TURNAROUND, RESPONSE = range(3)
+FRONTEND, TURNAROUND, RESPONSE, RESPONSE_BATCH = range(4)
 """Parts of the trace's ``overhead_factor``."""
 
 
@@ -144,6 +144,7 @@ class ReferenceEngine:
         for index, gpu in enumerate(model.slice_gpu):
             self.gpu_slices.setdefault(gpu, []).append(index)
         self.batch_count = 0
+        self.batch_head = [NONE] * self.total
 
     # -- before the first event ------------------------------------------------------------------------------
 
@@ -433,6 +434,7 @@ class ReferenceEngine:
             columns["batch_size"][request] = len(requests)
             columns["batch_units"][request] = units
             columns["attempts"][request] += 1
+            self.batch_head[request] = requests[0]
         self._at(end_ns, RANK_EXECUTION_END, batch.batch_id, self._end, batch)
         self._plan_next(batch, start_ns, end_ns)
 
@@ -514,6 +516,7 @@ class ReferenceEngine:
         if outcome == SERVED:
             requests = int(self.columns["batch_size"][request])
             response_ns = self.model.response_ns + requests * self.model.response_request_ns
+            response_ns = self._spread(response_ns, self.batch_head[request], RESPONSE_BATCH)
             done_ns += self._spread(response_ns, request, RESPONSE)
         self.columns["completed_ns"][request] = done_ns
         self.finished += 1

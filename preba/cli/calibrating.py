@@ -469,11 +469,9 @@ def as_played(run: Simulation) -> Played:
 
 def overheads_of(seen: Seen, prepared: Prepared, gaps: Gaps, threads: Wakeup) -> tuple[Overheads, list[str]]:
     """The overheads section, and what is said of it."""
-    answers, answer_spread = answers_after_batch(seen.resolved, seen.profiles, [seen.rehearsed], gaps.dispatch_us)
-    if answers.values < PAIRS_MIN:
-        answers, answer_spread = answers_after_batch(
-            seen.resolved, seen.profiles, [seen.idle, seen.rehearsed], gaps.dispatch_us
-        )
+    answers = answers_after_batch(seen.resolved, seen.profiles, [seen.rehearsed], gaps.dispatch_us)
+    if answers.line.values < PAIRS_MIN:
+        answers = answers_after_batch(seen.resolved, seen.profiles, [seen.idle, seen.rehearsed], gaps.dispatch_us)
     front = native_ways_us(seen) if seen.native else prepared.before_us
     if not seen.native and len(front) < ALONE_MIN:
         front = before_batcher_us(seen.alone)[0]
@@ -489,8 +487,9 @@ def overheads_of(seen: Seen, prepared: Prepared, gaps: Gaps, threads: Wakeup) ->
         ingress_us=ingress_us, frontend_us=front_us - ingress_us,
         timer_us=0.0 if seen.native else timer_lateness_us(seen.resolved, seen.records), dispatch_us=gaps.dispatch_us,
         turnaround_us=gaps.line.fixed_us, turnaround_request_us=gaps.line.per_request_us,
-        response_us=answers.fixed_us, response_request_us=answers.per_request_us,
-        frontend_jitter=front_spread, turnaround_jitter=gaps.spread, response_jitter=answer_spread,
+        response_us=answers.line.fixed_us, response_request_us=answers.line.per_request_us,
+        frontend_jitter=front_spread, turnaround_jitter=gaps.spread,
+        response_jitter=answers.spread, response_batch_jitter=answers.batch_spread,
     )  # fmt: skip
     notes = [
         (
@@ -499,8 +498,9 @@ def overheads_of(seen: Seen, prepared: Prepared, gaps: Gaps, threads: Wakeup) ->
             f"size{_varies(gaps.spread)})"
         ),
         (
-            f"from the end of a batch to the client: {answers.fixed_us:.0f} us and {answers.per_request_us:.0f} us a "
-            f"request of the batch ({answers.values} answers of a rehearsal, means by size{_varies(answer_spread)})"
+            f"from the end of a batch to the client: {answers.line.fixed_us:.0f} us and "
+            f"{answers.line.per_request_us:.0f} us a request of the batch ({answers.line.values} answers of a "
+            f"rehearsal, means by size{_varies(answers.batch_spread)}{_varies(answers.spread, ' within a batch')})"
         ),
         (
             f"from the generator to the batcher, beyond preprocessing: {front_us:.0f} us "
@@ -523,8 +523,8 @@ def native_ways_us(seen: Seen) -> Array:
     return front if len(front) >= ALONE_MIN else head_waits_us(seen.resolved, seen.alone, seen.limit)
 
 
-def _varies(spread: JitterConfig | None) -> str:
-    return "" if spread is None else f"; coefficient of variation {spread.factor_cv():.2f}"
+def _varies(spread: JitterConfig | None, where: str = "") -> str:
+    return "" if spread is None else f"; coefficient of variation{where} {spread.factor_cv():.2f}"
 
 
 def models_of(seen: Seen, prepared: Prepared, threads: Wakeup, ratios: Sequence[Array]) -> tuple[Model, ...]:

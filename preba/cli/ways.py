@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from preba.batching.triton_config import TritonBatcher
-from preba.cli.lines import Array, Line, line_by_size, relative, spread_of, steady_mean
+from preba.cli.lines import Array, Line, line_by_size, spread_of, steady_mean, without_stalls
 from preba.cli.triton_threads import IDLE_NS, delay_ns
 from preba.jitter import JitterConfig
 from preba.profile import LatencyProfile
@@ -20,9 +22,9 @@ from runtime.load.run import Played
 from runtime.placement import is_native
 
 __all__ = [
-    "ALONE_MIN", "after_preprocessing_us", "answers_after_batch", "before_batcher_us", "between", "between_items_us",
-    "execution_ratios", "gaps_between_batches", "timer_lateness_us", "waited_for_worker", "way_to_slice_us",
-    "way_under_load",
+    "ALONE_MIN", "Answers", "after_preprocessing_us", "answers_after_batch", "before_batcher_us", "between",
+    "between_items_us", "execution_ratios", "gaps_between_batches", "timer_lateness_us", "waited_for_worker",
+    "way_to_slice_us", "way_under_load",
 ]  # fmt: skip
 
 ALONE_MIN = 30
@@ -166,26 +168,50 @@ def between(resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], play
     return [gap for gaps in found.values() for gap in gaps]
 
 
+@dataclass(frozen=True)
+class Answers:
+    """How long after the end of its batch an answer is with the client; how that varies, within and between batches."""
+
+    line: Line
+    spread: JitterConfig | None
+    batch_spread: JitterConfig | None
+
+
 def answers_after_batch(
     resolved: ResolvedScenario,
     profiles: Sequence[LatencyProfile],
     runs: Sequence[Played],
     dispatch_us: float = 0.0,
-) -> tuple[Line, JitterConfig | None]:
+) -> Answers:
     """How long after the end of its batch an answer is with the client, and how that varies.
 
-    What the way to the slice differs from its mean is part of it.
+    What the way to the slice differs from its mean is part of it. The mean of a batch's answers varies by what they
+    have in common and, in small batches, by their own; that part is taken off.
     """
-    found: dict[int, list[float]] = {}
     native = is_native(resolved)
+    sizes, after = [], []
     for played in runs:
         records = played.result.records.select(played.result.records.served)
         begin_ns = records.execution_start_ns if native else records.dispatched_ns
         after_us = (records.completed_ns - begin_ns - _expected_ns(resolved, profiles, records)) / 1e3 - dispatch_us
-        for size in np.unique(records.batch_size):
-            found.setdefault(int(size), []).extend(after_us[records.batch_size == size].tolist())
-    line = line_by_size(found)
-    return line, spread_of(relative(found, line))
+        order = np.argsort(records.batch_id, kind="stable")
+        count = np.unique(records.batch_id, return_counts=True)[1]
+        sizes.append(count)
+        after.append(after_us[order])
+    size, after_us = np.concatenate(sizes), np.concatenate(after)
+    of_each = np.repeat(size, size)
+    line = line_by_size({int(n): after_us[of_each == n].tolist() for n in np.unique(size)})
+    if len(size) == 0:
+        return Answers(line, None, None)
+    mean_us = np.add.reduceat(after_us, np.cumsum(size) - size) / size
+    expected_us = np.maximum([line.of(int(n)) / 1e3 for n in size], 1e-3)
+    common = mean_us / expected_us - 1.0
+    apart = (after_us - np.repeat(mean_us, size)) / np.repeat(expected_us, size)
+    own = (apart * np.sqrt(of_each / np.maximum(of_each - 1, 1)))[of_each > 1]
+    own_var = float(without_stalls(own).var()) if len(own) else 0.0
+    common_var = float(without_stalls(common).var())
+    kept = max(1.0 - own_var * float((1.0 / size).mean()) / common_var, 0.0) if common_var > 0 else 0.0
+    return Answers(line, spread_of(1.0 + own), spread_of(1.0 + math.sqrt(kept) * common))
 
 
 def _expected_ns(resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], records: Records) -> NDArray[np.int64]:

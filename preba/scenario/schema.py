@@ -79,11 +79,13 @@ class Overheads(StrictModel):
     """How the turnaround varies from batch to batch."""
     response_jitter: JitterConfig | None = None
     """How the response varies from request to request."""
+    response_batch_jitter: JitterConfig | None = None
+    """How the response varies from batch to batch, for all answers of a batch alike."""
 
-    def jitters(self) -> tuple[JitterConfig, JitterConfig, JitterConfig] | None:
-        """Those of front end, turnaround and response; ``None`` where nothing varies."""
-        none = NoJitter(kind="none")
-        found = (self.frontend_jitter or none, self.turnaround_jitter or none, self.response_jitter or none)
+    def jitters(self) -> tuple[JitterConfig, ...] | None:
+        """Those of the parts of a trace's ``overhead_factor``, in their order; ``None`` where nothing varies."""
+        given = (self.frontend_jitter, self.turnaround_jitter, self.response_jitter, self.response_batch_jitter)
+        found = tuple(one or NoJitter(kind="none") for one in given)
         return None if all(one.kind == "none" for one in found) else found
 
 

@@ -355,6 +355,7 @@ def start(world: World, server: int, consumer: int) -> None:
         world.batch_size[request] = count
         world.batch_units[request] = units
         world.attempts[request] += 1
+        world.row_batch_head[request] = state.out_request[0]
     if world.server_keeps_order[server] == 1:
         line_up(world, server, state.out_request[0])
     plan_events(world, batch, start_ns, end_ns, consumer, count)
@@ -534,6 +535,8 @@ def finish(world: World, request: int, outcome: int) -> None:
     if outcome == SERVED:
         response_ns = world.config[C_RESPONSE_NS] + world.batch_size[request] * world.config[C_RESPONSE_REQUEST_NS]
         if world.config[C_OVERHEADS_VARY] == 1:
+            head = world.row_batch_head[request]
+            response_ns = spread_ns(response_ns, world.trace_response_batch_factor[head])
             response_ns = spread_ns(response_ns, world.trace_response_factor[request])
         done_ns += response_ns
     else:

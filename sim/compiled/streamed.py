@@ -25,6 +25,7 @@ from preba.statistics.histogram import BUCKETS
 from preba.statistics.warmup import WARMUP_SHARE
 from preba.strict import Provenance
 from preba.trace import Trace
+from preba.trace_table import PARTS
 from preba.units import NS_PER_MS, ns_from_s
 from sim.capacity import StageLoad, overload_warnings, stage_loads
 from sim.compiled import layout as lay
@@ -77,7 +78,7 @@ class _StreamMemory(RunMemory):
         self.config = self.arrays["config"]
         self.config[lay.C_SPANS] = 0
         self.draws = np.zeros((0, 2))
-        self.overheads = np.zeros((0, 3))
+        self.overheads = np.zeros((0, len(PARTS["overhead_factor"])))
         self.stations = [np.zeros(0, dtype=np.int64) for _ in model.preprocessing.stations]
         self.latencies = [np.zeros(0, dtype=np.int64) for _ in model.preprocessing.stations]
         self._lay_tallies()

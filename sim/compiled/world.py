@@ -12,6 +12,7 @@ from preba.batching.plugin import Plugin
 from preba.batching.state import NEVER, NONE, PENDING, S_PLUGIN_NUMBER
 from preba.records import Records, StationSpans, empty_columns
 from preba.serving import ServerModel
+from preba.trace_table import PARTS, steady_overheads
 from sim.compiled import layout as lay
 from sim.compiled.memory import ROW_WORDS, SHAPE_FIELDS, WORD, Column, Fixed, Own, Row
 from sim.model import SimModel
@@ -71,7 +72,8 @@ class RunMemory:
         self._put("trace_scheduled_ns", trace.scheduled_ns)
         self._put("trace_model", trace.model_index)
         self._put("trace_factor", trace.execution_factor)
-        factors = np.ascontiguousarray(trace.overhead_factor) if model.overheads_vary and count else np.ones((1, 3))
+        varies = model.overheads_vary and count > 0
+        factors = np.ascontiguousarray(trace.overhead_factor if varies else steady_overheads(1))
         self.kept.append(factors)
         self._put_overheads(factors)
         draws = np.ascontiguousarray(trace.balancer_draw, dtype=np.float64)
@@ -111,8 +113,8 @@ class RunMemory:
         self._put("model_closed_end", ends)
 
     def _put_overheads(self, factors: Array) -> None:
-        """Three columns side by side, of an array that somebody keeps."""
-        for part, name in enumerate(("frontend", "turnaround", "response")):
+        """Columns side by side, of an array that somebody keeps."""
+        for part, name in enumerate(PARTS["overhead_factor"]):
             self.arrays[f"trace_{name}_factor"] = factors.reshape(-1)[part:]
 
     def _lay_models(self) -> None:

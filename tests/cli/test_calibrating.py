@@ -70,7 +70,7 @@ def test_lines_by_batch_size_give_back_turnaround_and_answers(toy: Any) -> None:
     profiles = [resolved.models[0].execution]
     gap = line_by_size(gaps_between_batches(resolved, profiles, [run]))
     assert (gap.fixed_us, gap.per_request_us) == pytest.approx((600, 200), abs=2)
-    answer = answers_after_batch(resolved, profiles, [run])[0]
+    answer = answers_after_batch(resolved, profiles, [run]).line
     assert (answer.fixed_us, answer.per_request_us) == pytest.approx((900, 150), abs=2)
 
 
@@ -160,7 +160,7 @@ def test_calibration_gives_back_the_scenario_that_was_run(toy: Any) -> None:
 def test_spreads_of_overheads_are_found(toy: Any) -> None:
     """Coefficients of variation of 0.6, 0.2 and 0.4 come back, each at its own place."""
     plain = triton(toy, 7, 100.0, requests=8000)
-    told_cv = {"frontend": 0.6, "turnaround": 0.2, "response": 0.4}
+    told_cv = {"frontend": 0.6, "turnaround": 0.2, "response_batch": 0.4}
     jitters = {f"{name}_jitter": {"kind": "lognormal", "cv": cv} for name, cv in told_cv.items()}
     overheads = Overheads.model_validate({**OVERHEADS, **jitters})
     server = plain.scenario.server.model_copy(update={"overheads": overheads})
@@ -171,6 +171,24 @@ def test_spreads_of_overheads_are_found(toy: Any) -> None:
     found = calibrate(known, [known.models[0].execution], run, run, [played(busy)]).scenario.server.overheads
     for name, cv in told_cv.items():
         assert getattr(found, f"{name}_jitter").factor_cv() == pytest.approx(cv, rel=0.25), name
+
+
+@pytest.mark.parametrize(("own_cv", "common_cv"), [(0.1, 0.4), (0.4, 0.1), (0.3, 0.3), (0.2, None)])
+def test_answers_vary_by_what_is_their_own_and_what_their_batch_has_in_common(
+    toy: Any, own_cv: float, common_cv: float | None
+) -> None:
+    """Both coefficients of variation come back from the stamps, however large the other one is."""
+    plain = triton(toy, 1, 200.0, requests=8000)
+    jitters = {"response_jitter": {"kind": "gamma", "cv": own_cv}}
+    if common_cv is not None:
+        jitters["response_batch_jitter"] = {"kind": "lognormal", "cv": common_cv}
+    server = plain.scenario.server.model_copy(update={"overheads": Overheads.model_validate({**OVERHEADS, **jitters})})
+    known = resolve(plain.scenario.model_copy(update={"server": server}), folder=plain.folder)
+    found = answers_after_batch(known, [known.models[0].execution], [played(known)])
+    assert found.spread is not None
+    assert found.batch_spread is not None
+    assert found.spread.factor_cv() == pytest.approx(own_cv, rel=0.1)
+    assert found.batch_spread.factor_cv() == pytest.approx(common_cv or 0.0, rel=0.1, abs=0.03)
 
 
 def test_turnaround_of_slices_that_overtake_one_another_is_found(toy: Any) -> None:

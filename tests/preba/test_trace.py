@@ -129,6 +129,7 @@ def test_streams_are_all_different() -> None:
         "frontend_jitter": 8,
         "turnaround_jitter": 9,
         "response_jitter": 10,
+        "response_batch_jitter": 11,
     }
     assert stream(1, 0, "arrivals").integers(1 << 62) == 4065427831215112270
 
@@ -270,16 +271,20 @@ def test_trace_files_are_exact_and_repeatable(tmp_path: Path) -> None:
 
 def test_overheads_that_vary_are_kept_and_steady_ones_take_no_room(tmp_path: Path) -> None:
     """Through a file and merged with a model whose do not vary; without any, all rows are one in memory."""
-    jitters = tuple(parse(JitterConfig, {"kind": "lognormal", "cv": cv}) for cv in (0.1, 0.2, 0.4))
+    jitters = tuple(parse(JitterConfig, {"kind": "lognormal", "cv": cv}) for cv in (0.1, 0.2, 0.4, 0.3))
     varying, steady = spec(poisson(100), overhead_jitters=jitters), spec(poisson(50))
     alone = draw(varying, requests=2000)
-    assert alone.overhead_factor.std(axis=0) == pytest.approx([0.1, 0.2, 0.4], rel=0.1)
+    assert alone.overhead_factor.std(axis=0) == pytest.approx([0.1, 0.2, 0.4, 0.3], rel=0.1)
     both = draw(varying, steady, requests=600)
     assert (both.overhead_factor[both.model_index == 1] == 1.0).all()
     mine = both.overhead_factor[both.model_index == 0]
     assert np.array_equal(mine, alone.overhead_factor[: len(mine)])
     write_trace(tmp_path / "varying.parquet", both)
     assert read_trace(tmp_path / "varying.parquet").equals(both)
+    table = pq.read_table(tmp_path / "varying.parquet")
+    pq.write_table(table.drop_columns(["overhead_factor_response_batch"]), tmp_path / "older.parquet")
+    older = read_trace(tmp_path / "older.parquet").overhead_factor
+    assert np.array_equal(older, np.column_stack([both.overhead_factor[:, :3], np.ones(len(both))]))
     plain = draw(steady, steady, requests=100)
     write_trace(tmp_path / "steady.parquet", plain)
     assert "overhead_factor_frontend" not in pq.read_table(tmp_path / "steady.parquet").column_names

@@ -54,7 +54,7 @@ def specs(draw: st.DrawFn) -> StreamSpec:
         execution_jitter=parsed(JitterConfig, draw(st.sampled_from(JITTERS))),
         preprocess_jitter=parsed(JitterConfig, draw(st.sampled_from(JITTERS))),
         overhead_jitters=draw(
-            st.sampled_from([None, tuple(parsed(JitterConfig, JITTERS[place]) for place in (0, 1, -1))])
+            st.sampled_from([None, tuple(parsed(JitterConfig, JITTERS[place]) for place in (0, 1, -1, 1))])
         ),
         priority_shares=draw(st.sampled_from([None, {1: 1.0, 2: 3.0}])),
     )

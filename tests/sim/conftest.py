@@ -168,6 +168,7 @@ def scenarios(draw: st.DrawFn, toy: Any) -> dict[str, Any]:
                     "response_request_us": 130,
                     "response_jitter": {"kind": "gamma", "cv": 2.0},
                 },
+                {"response_us": 400, "response_request_us": 130, "response_batch_jitter": {"kind": "exponential"}},
             ]
         )
     )

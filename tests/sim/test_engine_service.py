@@ -83,19 +83,22 @@ def test_way_to_preprocessing_is_for_requests_that_are_preprocessed(toy: Any, tm
 
 
 def test_overheads_vary_by_the_factors_of_the_trace(toy: Any, tmp_path: Any) -> None:
-    """Way and answer have their own request's factor, the turnaround that of the batch's first request."""
+    """Way and answer have their own request's factor; the turnaround and all answers that of the batch's first."""
     times = toy.arrivals_at(tmp_path, [0.0, 1.0, 2.0])
     model = toy.model(toy.profile({"full": {"1": 10, "2": 10}}), times, batcher={"kind": "greedy", "batch_max": 2})
     varies = {"kind": "lognormal", "cv": 0.5}
     overheads = {
         "frontend_us": 100.0, "frontend_jitter": varies, "turnaround_us": 300.0, "turnaround_jitter": varies,
         "response_us": 500.0, "response_request_us": 50.0, "response_jitter": varies,
+        "response_batch_jitter": varies,
     }  # fmt: skip
     run = toy.run(toy.scenario([model], requests=3, server={"overheads": overheads}))
     records, factors = run.result.records, run.trace.overhead_factor
-    assert len(np.unique(factors)) == 9
+    assert len(np.unique(factors)) == 12
     way, back = np.array([100_000, 100_000, 100_000]), np.array([550_000, 600_000, 600_000])
     assert (records.enqueued_ns - records.scheduled_ns).tolist() == np.round(way * factors[:, 0]).tolist()
+    assert records.batch_id.tolist() == [0, 1, 1]
+    back = np.round(back * factors[[0, 1, 1], 3])
     assert (records.completed_ns - records.execution_end_ns).tolist() == np.round(back * factors[:, 2]).tolist()
     assert records.execution_start_ns[1] - records.execution_end_ns[0] == round(300_000 * factors[0, 1])
     steady = toy.run(toy.scenario([model], requests=3, server={"overheads": {"frontend_us": 100.0}}))
