@@ -7,31 +7,33 @@ python docs/make_validation.py check                exit code 1 and a list where
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import platform
 import sys
 import tempfile
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
-from numpy.typing import NDArray
-from tritonclient.grpc import InferenceServerClient
 
 from preba.batching.replay import play as play_batcher
 from preba.batching.triton_config import TritonBatcher
+from preba.cli.calibrating import calibrate
 from preba.cli.served import served
 from preba.cli.validate import with_measured
-from preba.cli.validating import ValidationPlan, live_and_simulated
-from preba.foreign.read import read_measured
+from preba.cli.validating import ValidationPlan, live_and_simulated, measured_slices
+from preba.foreign.perf_analyzer import export_records
 from preba.scenario.load import load_scenario
 from preba.scenario.resolve import ResolvedScenario, resolve
-from preba.scenario.schema import Overheads
+from preba.scenario.schema import Overheads, Run
+from preba.trace_table import PARTS
 from preba.units import ns_from_ms
 from runtime.gpu.onnx_file import write_convolutions
-from runtime.load.run import Target, play
+from runtime.load.run import Played, Target, play
 from runtime.profiling import this_machine
 from sim.run import DEFAULT_ENGINE, simulate
 
@@ -241,12 +243,11 @@ def measure(names: list[str]) -> None:
 def by_perf_analyzer(data: dict[str, Any]) -> dict[str, Any]:
     """The closed loop driven by NVIDIA's own client, beside the simulation of it.
 
-    That client is faster than ours: what passes between it and the server is measured with one request at a time, and
-    how much longer it is under the load in a rehearsal, from what Triton counts as queue and compute there. What passes
-    between two batches follows from the rehearsal's throughput and Triton's count of batches: slices are always busy.
+    The ways to and from that client are its own: one request at a time and the rehearsal are its runs too, read from
+    its profile exports, which hold what the emulated slices say of each request's batch.
     """
     resolved = load(BY_PERF_ANALYZER, data)
-    ours = live_and_simulated(resolved, ValidationPlan(fresh=1), lambda _: None).calibrated
+    profiles, busy = measured_slices(resolved, ValidationPlan(), lambda _: None)
     clients = int(data["models"][0]["arrivals"]["outstanding"])
     with tempfile.TemporaryDirectory() as name, served(resolved) as url:
         folder = Path(name)
@@ -254,61 +255,44 @@ def by_perf_analyzer(data: dict[str, Any]) -> dict[str, Any]:
         if program is None:
             sys.exit("perf_analyzer is not unpacked in this environment (`make test` does it)")
         common = ("-m", "emulated", "-u", url, "--percentile", "99", "--max-threads", str(clients))
-        files, ways_ms = [], []
+        runs: list[tuple[Path, Path]] = []
         for place, (level, seconds) in enumerate(((1, 6), (clients, 24), (clients, 32))):
-            before = executed(url)
-            files = [folder / f"{place}.csv", folder / f"{place}.json"]
+            table, export = folder / f"{place}.csv", folder / f"{place}.json"
             window = ("--measurement-interval", str(1000 * seconds // 3), "--stability-percentage", "999")
             analysed(
-                program, *common, *window, "--concurrency-range", str(level), "-f", str(files[0]),
-                "--profile-export-file", str(files[1]),
+                program, *common, *window, "--concurrency-range", str(level), "-f", str(table),
+                "--profile-export-file", str(export),
             )  # fmt: skip
-            seen = read_measured(files[0], load=float(level))
-            ways_ms.append(seen.latency_ms["mean"] - sum(seen.stages_ms.values()))
-            if place == 0:
-                alone_ms = seen.latency_ms["mean"]
-            elif place == 1:
-                counts = executed(url) - before
-                batch, rehearsed_rps = float(counts[0] / counts[1]), float(seen.throughput_rps or math.nan)
-        over = ours.scenario.server.overheads
-        execution_ms = ours.models[0].execution.latency_ns(ours.slices[0].profile, 1, None) / 1e6
-        less_us = over.response_request_us + (quirks_of(ours).get("batcher_wakeup_us") or 0)
-        run = simulate(ours, engine=DEFAULT_ENGINE)
-        handing_out_us = over.response_request_us * (float(run.result.records.batch_size.mean()) - 1)
-        longer_us = max(1e3 * (ways_ms[1] - ways_ms[0]) - handing_out_us, 0.0)
-        around_us = max(1e3 * (alone_ms - execution_ms) - less_us + longer_us, 0.0)
-        share = over.frontend_us / (over.frontend_us + over.response_us)  # before and after, as with our client
-        sizes = np.arange(1, 9)
-        times_us = [ours.models[0].execution.latency_ns(ours.slices[0].profile, int(b), None) / 1e3 for b in sizes]
-        between_us = 1e6 * len(ours.slices) * batch / rehearsed_rps - float(np.interp(batch, sizes, times_us))
-        turnaround_us = max(between_us - over.turnaround_request_us * batch, 0.0)
-        over = over.model_copy(
-            update={
-                "frontend_us": share * around_us, "response_us": (1 - share) * around_us,
-                "turnaround_us": turnaround_us,
-            }
-        )  # fmt: skip
-        server = ours.scenario.server.model_copy(update={"overheads": over})
-        theirs = resolve(ours.scenario.model_copy(update={"server": server}), folder=ours.folder)
-        found, notes = with_measured(theirs, files, 5)
+            runs.append((table, export))
+        clock_ns = time.time_ns() - time.monotonic_ns()
+        idle, rehearsed = (exported(resolved, *files, clock_ns) for files in runs[:2])
+        calibration = calibrate(resolved, profiles, idle, rehearsed, busy)
+        theirs = resolve(calibration.scenario, folder=resolved.folder)
+        found, notes = with_measured(theirs, runs[2], 5)
     return {
         "group": "triton", "where": this_machine(), "python": platform.python_version(), "requests": None,
-        "notes": list(notes), "quirks": quirks_of(theirs), "overheads": overheads_of(over), **found.as_json(),
+        "notes": [*calibration.notes, *(note.replace(name, "") for note in notes)], "quirks": quirks_of(theirs),
+        "overheads": overheads_of(theirs.scenario.server.overheads), **found.as_json(),
     }  # fmt: skip
 
 
-def executed(url: str) -> NDArray[np.float64]:
-    """Requests and batches that a server has executed so far."""
-    with InferenceServerClient(url) as client:
-        found = client.get_inference_statistics("emulated").model_stats[0]
-    return np.array([found.inference_count, found.execution_count], dtype=np.float64)
+def exported(resolved: ResolvedScenario, table: Path, export: Path, clock_ns: int) -> Played:
+    """A run of perf_analyzer's in the place of one of our own."""
+    said = json.loads(export.read_text(encoding="utf-8"))
+    records = export_records(said, origin=str(export), load=None, clock_ns=clock_ns)
+    scenario = resolved.scenario.model_copy(update={"run": Run(requests=len(records), warmup_requests=0)})
+    with table.open(encoding="utf-8", newline="") as file:
+        queue_us = float(next(csv.DictReader(file))["Server Queue"])
+    simulation = simulate(resolve(scenario, folder=resolved.folder), engine=DEFAULT_ENGINE)
+    result = replace(simulation.result, engine="live", records=records, end_ns=int(records.completed_ns.max()))
+    return Played(result, simulation.trace, {}, (), (), queue_us)
 
 
 def overheads_of(overheads: Overheads) -> dict[str, Any]:
     """Overheads in microseconds, and the coefficient of variation of what varies."""
     found = {name: value for name, value in overheads.model_dump().items() if isinstance(value, float)}
     varies = {
-        name: round(jitter.factor_cv(), 3) for name in ("frontend", "turnaround", "response")
+        name: round(jitter.factor_cv(), 3) for name in PARTS["overhead_factor"]
         if (jitter := getattr(overheads, f"{name}_jitter")) is not None
     }  # fmt: skip
     return {**found, "varies": varies}
@@ -520,7 +504,7 @@ def _unexplained(every: dict[str, Any]) -> list[str]:
     lines = [LEGEND]
     heads = (
         "case", "unexplained ms", "stages, % of the mean latency", "batches of another size",
-        "in a batch of the same size", "us, batches of b (coefficient of variation)",
+        "in a batch of the same size", "us, batches of b (coefficient of variation, from batch to batch)",
     )  # fmt: skip
     lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, data in every.items():
@@ -537,7 +521,7 @@ def _unexplained(every: dict[str, Any]) -> list[str]:
             f"{'–' if apart is None else _cell(apart) + ' %'} | "
             f"{same.get('same_batch_percent', 0):.0f} % of requests | "
             f"{over.get('ingress_us', 0.0) + over['frontend_us']:.0f}{_cv(over, 'frontend')} "
-            f"before, {over['response_us']:.0f} + {over['response_request_us']:.0f} b{_cv(over, 'response')} after, "
+            f"before, {over['response_us']:.0f} + {over['response_request_us']:.0f} b{_cv(over, 'response_batch')} after, "
             f"{over['turnaround_us']:.0f} + {over['turnaround_request_us']:.0f} b{_cv(over, 'turnaround')} between"
             f"{_front_end(over)}"
             f"{_threads(data)} |"

@@ -223,6 +223,10 @@ def as_slice(rows: NDArray[np.intp]) -> NDArray[np.intp] | slice:
     return rows
 
 
+SLICE_STAMPS = ("execution_start_ns", "execution_end_ns", "batch_id", "batch_size", "slice_index")
+"""Record columns that a slice without a front end answers with, in the order of its output ``PREBA``."""
+
+
 def column_names() -> tuple[str, ...]:
     """The column names of a record table, in order."""
     return tuple(field.name for field in dataclasses.fields(Records))

@@ -35,7 +35,9 @@ from preba.cli.triton_threads import (
     head_waits_us,
     lost_wakeups,
     overtakings,
+    taking,
     wakeup,
+    wakeup_by_ones,
     wakeups_by_gaps,
     with_race,
     with_spread,
@@ -73,6 +75,8 @@ __all__ = ["Calibration", "calibrate"]
 
 USUAL_PERCENT = 35.0
 """Of gaps of which up to a third may be lost wake-ups: the median of the others."""
+SIZES_MIN = 4
+"""Batch sizes seen often enough in a rehearsal for a line of its own."""
 SELECTION_ROUNDS = 3
 BEND_LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 """Quantiles of inputs' sizes between which their costs are averaged."""
@@ -220,7 +224,7 @@ def calibrate(
     prepared = preprocessing_of(seen)
     gaps = gaps_of(seen)
     # Clients of a closed loop send when they have their answers, several at once: who joins whom tells nothing there.
-    threads = wakeup(resolved, seen.records) if seen.native and not seen.closed else Wakeup(0.0, 0)
+    threads = wakeup(resolved, seen.records) if seen.native and not seen.closed else Wakeup(0.0, "")
     overheads, said = overheads_of(seen, prepared, gaps, threads)
     changes: dict[str, Any] = {
         "server": resolved.scenario.server.model_copy(update={"overheads": overheads}),
@@ -430,6 +434,8 @@ def turnaround(
         kept = 1.0 - race.permille / 1e3
         found = {size: sorted(gaps)[: math.ceil(kept * len(gaps))] for size, gaps in found.items()}
     moved = shifted(line, found, steady_mean)
+    if sum(len(gaps) >= ALONE_MIN for gaps in found.values()) >= SIZES_MIN:
+        moved = line_by_size(found, steady_mean)
     return moved, spread_of(relative(found, moved)) or spread_of(relative(kept_busy, line))
 
 
@@ -562,7 +568,11 @@ def with_threads(seen: Seen, calibrated: Scenario, gaps: Gaps, threads: Wakeup) 
             calibrated = calibrated.model_copy(update={"server": server})
     if seen.limit < 2:
         return calibrated, notes
-    notes.append(threads.text())
+    if seen.closed and "batcher_wakeup_us" not in triton.quirks.model_fields_set:
+        threads = wakeup_by_ones(resolve(calibrated, folder=folder), seen.rehearsed.trace, seen.records)
+        calibrated = taking(calibrated, threads.us)
+    if threads.text:
+        notes.append(threads.text)
     race, rehearsed = gaps.race, seen.rehearsed
     if triton.prefetching and triton.max_queue_delay_us > 0:
         known = resolve(calibrated, folder=folder)

@@ -20,13 +20,13 @@ from preba.batching.triton_config import TritonBatcher
 from preba.records import Records
 from preba.scenario.draw import draw_scenario_trace
 from preba.scenario.resolve import ResolvedScenario, resolve
-from preba.scenario.schema import Run
+from preba.scenario.schema import Run, Scenario
 from preba.trace import Trace
 from sim.run import DEFAULT_ENGINE, Simulation, simulate
 
 __all__ = [
-    "IDLE_NS", "Race", "Wakeup", "delay_ns", "drawn_as_long", "head_waits_us", "lost_wakeups", "overtakings", "wakeup",
-    "wakeups_by_gaps", "with_race", "with_spread", "with_wakeup",
+    "IDLE_NS", "Race", "Wakeup", "delay_ns", "drawn_as_long", "head_waits_us", "lost_wakeups", "overtakings", "taking",
+    "wakeup", "wakeup_by_ones", "wakeups_by_gaps", "with_race", "with_spread", "with_wakeup",
 ]  # fmt: skip
 
 IDLE_NS = 2_000_000
@@ -41,24 +41,16 @@ CONTRAST = 0.05
 GAPS_MIN = 25
 TICK_US = 500_000.0
 """After which a batcher that sleeps on looks by itself."""
+WAKEUPS_US = (0.0, 75.0, 150.0, 225.0, 300.0, 450.0)
 SHARES = (0, 100, 200, 300, 400, 500, 600, 800, 1000)
 
 
 @dataclass(frozen=True)
 class Wakeup:
-    """From a notification of the batcher to its work, the mean over so many pairs of requests."""
+    """From a notification of the batcher to its work, the mean, and a sentence about it for the report."""
 
     us: float
-    pairs: int
-
-    def text(self) -> str:
-        """A sentence for the report."""
-        if self.pairs < PAIRS_MIN:
-            return "Triton's batcher thread: too few requests met an idle slice to see how long it takes to wake up"
-        return (
-            f"Triton's batcher thread takes {self.us:.0f} us to wake up ({self.pairs} requests that came within 3 ms "
-            "after it was notified or a delay was over, with an idle slice: how many of them joined the batch)"
-        )
+    text: str
 
 
 @dataclass(frozen=True)
@@ -145,7 +137,7 @@ def wakeup(resolved: ResolvedScenario, records: Records) -> Wakeup:
     """
     batcher = resolved.models[0].config.batcher
     if not isinstance(batcher, TritonBatcher) or not batcher.dynamic_batching or batcher.max_batch_size < 2:
-        return Wakeup(0.0, 0)
+        return Wakeup(0.0, "Triton's batcher thread: nothing joins anything, so that its wake-up makes no difference")
     from_ns = delay_ns(batcher)
     early = [*batcher.preferred_batch_size, batcher.max_batch_size] if from_ns > 0 else []
     after: list[NDArray[np.int64]] = []
@@ -161,11 +153,68 @@ def wakeup(resolved: ResolvedScenario, records: Records) -> Wakeup:
     late_ns, same = np.concatenate(after), np.concatenate(joined)
     inside = (late_ns >= 0) & (late_ns < WINDOW_NS)
     if inside.sum() < PAIRS_MIN:
-        return Wakeup(0.0, int(inside.sum()))
+        text = "Triton's batcher thread: too few requests met an idle slice to see how long it takes to wake up"
+        return Wakeup(0.0, text)
     place = late_ns[inside] * BINS // WINDOW_NS
     count = np.bincount(place, minlength=BINS)
     share = np.bincount(place, weights=same[inside], minlength=BINS) / np.maximum(count, 1)
-    return Wakeup(float(share[count > 0].sum()) * WINDOW_NS / BINS / 1e3, int(inside.sum()))
+    us = float(share[count > 0].sum()) * WINDOW_NS / BINS / 1e3
+    text = (
+        f"Triton's batcher thread takes {us:.0f} us to wake up ({int(inside.sum())} requests that came within 3 ms "
+        "after it was notified or a delay was over, with an idle slice: how many of them joined the batch)"
+    )
+    return Wakeup(us, text)
+
+
+def wakeup_by_ones(calibrated: ResolvedScenario, trace: Trace, records: Records) -> Wakeup:
+    """The batcher thread's wake-up in a closed loop, from how many batches of one there are.
+
+    The answers of a batch bring their clients' next requests a little apart from one another. The first of them that
+    meets an idle instance goes alone unless the batcher takes so long that others join it. The measured share lies
+    between those of simulations of the rehearsal with several wake-ups.
+
+    Parameters
+    ----------
+    calibrated : ResolvedScenario
+        With everything else that was measured, and a way to the batcher that contains the wake-up.
+    trace : Trace
+        Of the rehearsal.
+    records : Records
+        Of the rehearsal, served.
+    """
+    trace = with_spread(calibrated, trace)
+    found = []
+    for us in WAKEUPS_US:
+        told = resolve(taking(calibrated.scenario, us), folder=calibrated.folder)
+        played = simulate(told, engine=DEFAULT_ENGINE, trace=trace).result.records
+        found.append(share_of_ones(played.select(played.served)))
+    fallen, seen = monotone_falling(found), share_of_ones(records)
+    if fallen[0] - fallen[-1] <= CONTRAST:
+        return Wakeup(0.0, "Triton's batcher thread: how long it takes to wake up makes no difference here")
+    us = float(np.interp(seen, fallen[::-1], WAKEUPS_US[::-1]))
+    text = (
+        f"Triton's batcher thread takes {us:.0f} us to wake up: {100 * seen:.1f} % of the batches have one request, "
+        f"{100 * fallen[0]:.1f} % if it takes no time, {100 * fallen[-1]:.1f} % if {WAKEUPS_US[-1]:.0f} us"
+    )
+    return Wakeup(us, text)
+
+
+def taking(scenario: Scenario, us: float) -> Scenario:
+    """A scenario of one model whose batcher takes so long to wake up; its way to the batcher is shorter by that."""
+    overheads = scenario.server.overheads
+    shorter = overheads.model_copy(update={"frontend_us": max(overheads.frontend_us - us, 0.0)})
+    model = scenario.models[0]
+    if isinstance(model.batcher, TritonBatcher):
+        quirks = model.batcher.quirks.model_copy(update={"batcher_wakeup_us": round(us)})
+        model = model.model_copy(update={"batcher": model.batcher.model_copy(update={"quirks": quirks})})
+    server = scenario.server.model_copy(update={"overheads": shorter})
+    return scenario.model_copy(update={"server": server, "models": (model,)})
+
+
+def share_of_ones(records: Records) -> float:
+    """Batches of one request among all."""
+    sizes = records.batch_size[np.unique(records.batch_id, return_index=True)[1]]
+    return float((sizes == 1).mean())
 
 
 def lost_wakeups(resolved: ResolvedScenario, records: Records, usual_ns: Callable[[int], int]) -> Race:

@@ -119,16 +119,8 @@ def live_and_simulated(resolved: ResolvedScenario, plan: ValidationPlan, say: Sa
         Is told what is going on.
     """
     resolved = with_warmup(resolved)
+    profiles, busy = measured_slices(resolved, plan, say)
     others = other_cores(resolved)  # the generator leaves pinned preprocessing alone, too
-    say("measuring latency profiles through Triton")
-    profiles = [measured_profile(resolved, model, plan) for model in resolved.models]
-    say("measuring busy slices")
-    largest = max(batch_limit(resolved, model) for model in resolved.models)
-    with served(kept_busy(resolved, plan.busy_batches, largest)) as url, bound_to(others):
-        busy = [
-            play(kept_busy(resolved, plan.busy_batches, size), Target(url), payloads=plan.payloads, warmup_requests=0)
-            for size in busy_sizes(largest)
-        ]
     say("starting the live server")
     with served(resolved) as url, bound_to(others):
         say("measuring overheads, one request at a time")
@@ -144,6 +136,22 @@ def live_and_simulated(resolved: ResolvedScenario, plan: ValidationPlan, say: Sa
     calibration = calibrate(resolved, profiles, idle, rehearsed, busy)
     calibrated = resolve(calibration.scenario, folder=resolved.folder)
     return compare_runs(resolved, calibrated, played, plan, calibration.notes)
+
+
+def measured_slices(
+    resolved: ResolvedScenario, plan: ValidationPlan, say: Say
+) -> tuple[list[LatencyProfile], list[Played]]:
+    """The profile of each model, and runs that keep slices busy with batches of several sizes."""
+    say("measuring latency profiles through Triton")
+    profiles = [measured_profile(resolved, model, plan) for model in resolved.models]
+    say("measuring busy slices")
+    largest = max(batch_limit(resolved, model) for model in resolved.models)
+    with served(kept_busy(resolved, plan.busy_batches, largest)) as url, bound_to(other_cores(resolved)):
+        busy = [
+            play(kept_busy(resolved, plan.busy_batches, size), Target(url), payloads=plan.payloads, warmup_requests=0)
+            for size in busy_sizes(largest)
+        ]
+    return profiles, busy
 
 
 def with_warmup(resolved: ResolvedScenario) -> ResolvedScenario:

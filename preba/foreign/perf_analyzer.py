@@ -13,12 +13,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from preba.batching.state import SERVED
 from preba.errors import FormatError
 from preba.foreign.measured import Measured
+from preba.records import SLICE_STAMPS, Records, empty_columns
 from preba.units import NS_PER_S
 
-__all__ = ["looks_like_csv", "looks_like_export", "read_csv", "read_export"]
+__all__ = ["export_records", "looks_like_csv", "looks_like_export", "read_csv", "read_export"]
 
 LOADS = ("Concurrency", "Request Rate")
 PERCENTILES = {"p50 latency": "p50", "p90 latency": "p90", "p95 latency": "p95", "p99 latency": "p99"}
@@ -103,13 +106,77 @@ def read_export(data: Mapping[str, Any], *, origin: str, load: float | None = No
     FormatError
         It has no such experiment, or a request lacks its time stamps.
     """
+    times, stamps, failed = _answered(data, origin=origin, load=load)
+    span_ns = int(times[:, 1].max() - times[:, 0].min())
+    notes = (f"{failed} requests of {origin} have no response",) if failed else ()
+    batches: dict[int, int] = {}
+    if stamps is not None:
+        rows = np.unique(stamps[:, SLICE_STAMPS.index("batch_id")], return_index=True)[1]
+        sizes, counts = np.unique(stamps[rows, SLICE_STAMPS.index("batch_size")], return_counts=True)
+        batches = dict(zip(sizes.tolist(), counts.tolist(), strict=True))
+    return Measured(
+        source=f"perf_analyzer profile export {origin}",
+        throughput_rps=len(times) * NS_PER_S / max(span_ns, 1),
+        latencies_ns=times[:, 1] - times[:, 0],
+        batch_histogram=batches,
+        requests=len(times),
+        notes=notes,
+    )
+
+
+def export_records(data: Mapping[str, Any], *, origin: str, load: float | None, clock_ns: int) -> Records:
+    """Records of a profile export of one of this project's emulated slices, whose answers say what batch they were in.
+
+    Parameters
+    ----------
+    data : mapping
+    origin : str
+        Name of the file.
+    load : float, optional
+        The scenario's concurrency or rate, where the file has several experiments.
+    clock_ns : int
+        perf_analyzer's clock, the wall's, minus the monotonic one of the slices.
+
+    Returns
+    -------
+    Records
+        In order of sending, from the first one on. What the file does not say counts for the stage before it, as in a
+        live run.
+
+    Raises
+    ------
+    FormatError
+        It has no such experiment, or its answers are not those of emulated slices.
+    """
+    times, stamps, _ = _answered(data, origin=origin, load=load)
+    if stamps is None:
+        raise FormatError(f"{origin}: its answers have no output PREBA: not a run against emulated slices")
+    first_ns = int(times[0, 0])
+    columns = empty_columns(len(times))
+    for name in ("scheduled_ns", "issued_ns", "preprocess_start_ns", "preprocess_end_ns", "enqueued_ns",
+                 "dispatched_ns"):  # fmt: skip
+        columns[name] = times[:, 0] - first_ns
+    for name, values in zip(SLICE_STAMPS, stamps.T, strict=True):
+        shift_ns = clock_ns - first_ns if name.endswith("_ns") else 0
+        columns[name] = (values + shift_ns).astype(columns[name].dtype)
+    columns["batch_units"] = columns["batch_size"]
+    columns["completed_ns"] = times[:, 1] - first_ns
+    for name, value in (("outcome", SERVED), ("attempts", 1), ("server_index", 0)):
+        columns[name] = np.full_like(columns[name], value)
+    return Records(**columns)
+
+
+def _answered(
+    data: Mapping[str, Any], *, origin: str, load: float | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64] | None, int]:
+    """Answered requests in order: (sent, answered) in ns, and what emulated slices said; then how many failed."""
     experiments = data["experiments"]
     if len(experiments) > 1:
         experiments = [one for one in experiments if one.get("experiment", {}).get("value") == load]
     if len(experiments) != 1:
         have = [one.get("experiment", {}).get("value") for one in data["experiments"]]
         raise FormatError(f"{origin}: has experiments {have}; the scenario's load is {load}")
-    pairs = []
+    found: list[tuple[int, int, list[int] | None]] = []
     failed = 0
     for number, request in enumerate(experiments[0].get("requests", [])):
         try:
@@ -117,18 +184,20 @@ def read_export(data: Mapping[str, Any], *, origin: str, load: float | None = No
             if not answers:
                 failed += 1
                 continue
-            pairs.append((int(request["timestamp"]), int(answers[-1])))
+            found.append((int(request["timestamp"]), int(answers[-1]), _stamps(request)))
         except (KeyError, TypeError, ValueError):
             raise FormatError(f"{origin}: experiments[0].requests[{number}]: no time stamps") from None
-    if not pairs:
+    if not found:
         raise FormatError(f"{origin}: holds no answered request")
-    times = np.array(sorted(pairs), dtype=np.int64)
-    span_ns = int(times[:, 1].max() - times[:, 0].min())
-    notes = (f"{failed} requests of {origin} have no response",) if failed else ()
-    return Measured(
-        source=f"perf_analyzer profile export {origin}",
-        throughput_rps=len(times) * NS_PER_S / max(span_ns, 1),
-        latencies_ns=times[:, 1] - times[:, 0],
-        requests=len(times),
-        notes=notes,
-    )
+    found.sort(key=lambda one: one[:2])
+    times = np.array([one[:2] for one in found], dtype=np.int64)
+    stamps = [one[2] for one in found if one[2] is not None]
+    return times, np.array(stamps, dtype=np.int64) if len(stamps) == len(found) else None, failed
+
+
+def _stamps(request: Mapping[str, Any]) -> list[int] | None:
+    """The first row of an emulated slice's output."""
+    outputs = request.get("response_outputs")
+    last = outputs[-1] if isinstance(outputs, list) and outputs else None
+    values = last.get("PREBA") if isinstance(last, Mapping) else None
+    return [int(value) for value in values[: len(SLICE_STAMPS)]] if isinstance(values, list) else None

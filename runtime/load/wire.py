@@ -11,6 +11,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
 from preba.batching.state import FAILED_SLICE_LOST, REFUSED_QUEUE_FULL, REFUSED_TIMEOUT
+from preba.records import SLICE_STAMPS
 from preba.trace import Trace
 from runtime.load.payloads import Corpus
 from runtime.triton.models.mark import MARK
@@ -23,8 +24,6 @@ TIMES = (
 )  # fmt: skip
 """Moments on the server's clock that an answer may carry as parameters."""
 COUNTS = ("slice_preprocess_ns", "server_index", "slice_index", "batch_id", "batch_size", "batch_units", "attempts")
-_OUTPUT = ("execution_start_ns", "execution_end_ns", "batch_id", "batch_size", "slice_index")
-"""What the columns of an output named PREBA mean, where a slice answers without a front end."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +80,8 @@ def read_answer(answer: pb.ModelInferResponse, columns: dict[str, Any], row: int
     if "execution_start_ns" in given:
         return
     for output, content in zip(answer.outputs, answer.raw_output_contents, strict=False):
-        if output.name == "PREBA" and output.datatype == "INT64" and len(content) >= 8 * len(_OUTPUT):
-            for name, value in zip(_OUTPUT, np.frombuffer(content, dtype=np.int64), strict=False):
+        if output.name == "PREBA" and output.datatype == "INT64" and len(content) >= 8 * len(SLICE_STAMPS):
+            for name, value in zip(SLICE_STAMPS, np.frombuffer(content, dtype=np.int64), strict=False):
                 columns[name][row] = value
 
 
