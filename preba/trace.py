@@ -56,7 +56,7 @@ STREAMS = {
     "frontend_jitter": 8,
     "turnaround_jitter": 9,
     "response_jitter": 10,
-    "response_batch_jitter": 11,
+    "response_next_jitter": 11,
 }
 """Stream name to its place in the seed's key; a number is never reused, so old seeds keep their meaning."""
 

@@ -16,7 +16,7 @@ from preba.trace_table import DTYPES, PARTS, Trace, steady_overheads
 
 _METADATA = b"preba_trace"
 _FORMAT = 1
-NEWEST_PART = "overhead_factor_response_batch"
+NEWEST_PART = "overhead_factor_response_next"
 """Traces of before there was such a factor are read as if it were 1."""
 
 

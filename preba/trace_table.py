@@ -27,7 +27,7 @@ DTYPES: dict[str, type[np.generic]] = {
     "think_ns": np.int64,
 }
 """Columns of a trace, in order."""
-PARTS = {"overhead_factor": ("frontend", "turnaround", "response", "response_batch"), "balancer_draw": ("0", "1")}
+PARTS = {"overhead_factor": ("frontend", "turnaround", "response", "response_next"), "balancer_draw": ("0", "1")}
 """What the second dimension of a column means, where there is one."""
 
 
@@ -73,8 +73,8 @@ class Trace:
         Factors on the nominal service times, mean 1.
     overhead_factor : float64[n, 4]
         Factors on the overheads of the serving software: the way to the batcher; from the batch that this request
-        comes first in to the next; the answer; and all answers of the batch that it comes first in. Without any
-        memory (one row for all) where nothing varies.
+        comes first in to the next; the first answer of that batch; and, where another request comes first, from the
+        answer before this one's to this one's. Without any memory (one row for all) where nothing varies.
     balancer_draw : float64[n, 2]
         Uniforms in [0, 1) for balancers that choose at random.
     think_ns : int64[n]

@@ -85,7 +85,8 @@ class SimModel:
         Whether requests of a lost slice are tried once more.
     ingress_ns : tuple of int
         Per model: from its clients to its first preprocessing unit; 0 without preprocessing.
-    frontend_ns, timer_ns, dispatch_ns, turnaround_ns, turnaround_request_ns, response_ns, response_request_ns : int
+    frontend_ns, timer_ns, dispatch_ns, turnaround_ns, turnaround_request_ns : int
+    response_ns, response_request_ns, response_next_ns : int
         Overheads of the serving software.
     overheads_vary : bool
         They are multiplied by the trace's ``overhead_factor``.
@@ -113,6 +114,7 @@ class SimModel:
     turnaround_request_ns: int
     response_ns: int
     response_request_ns: int
+    response_next_ns: int
     overheads_vary: bool
 
 
@@ -173,6 +175,7 @@ def build_model(resolved: ResolvedScenario, trace: Trace, *, audio_lengths: Sequ
         turnaround_request_ns=ns_from_us(overheads.turnaround_request_us),
         response_ns=ns_from_us(overheads.response_us),
         response_request_ns=ns_from_us(overheads.response_request_us),
+        response_next_ns=ns_from_us(overheads.response_next_us),
         overheads_vary=overheads.jitters() is not None,
     )
 

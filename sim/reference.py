@@ -81,7 +81,7 @@ class _StationQueue:
         self.is_hop = station.kind == "hop"
 
 
-FRONTEND, TURNAROUND, RESPONSE, RESPONSE_BATCH = range(4)
+FRONTEND, TURNAROUND, RESPONSE, RESPONSE_NEXT = range(4)
 """Parts of the trace's ``overhead_factor``."""
 
 
@@ -144,7 +144,7 @@ class ReferenceEngine:
         for index, gpu in enumerate(model.slice_gpu):
             self.gpu_slices.setdefault(gpu, []).append(index)
         self.batch_count = 0
-        self.batch_head = [NONE] * self.total
+        self.response_ns = [0] * self.total
 
     # -- before the first event ------------------------------------------------------------------------------
 
@@ -434,7 +434,7 @@ class ReferenceEngine:
             columns["batch_size"][request] = len(requests)
             columns["batch_units"][request] = units
             columns["attempts"][request] += 1
-            self.batch_head[request] = requests[0]
+        self._plan_answers(requests)
         self._at(end_ns, RANK_EXECUTION_END, batch.batch_id, self._end, batch)
         self._plan_next(batch, start_ns, end_ns)
 
@@ -461,6 +461,16 @@ class ReferenceEngine:
         )
         factor *= shared.execution_slowdown
         return preprocess_ns, execution_ns(table_ns, factor, slowdown, busy, len(neighbours) - 1)
+
+    def _plan_answers(self, requests: list[int]) -> None:
+        """Decides how long after the end of their batch its requests have their answers: one after another."""
+        model = self.model
+        response_ns = model.response_ns + len(requests) * model.response_request_ns
+        response_ns = self._spread(response_ns, requests[0], RESPONSE)
+        for place, request in enumerate(requests):
+            if place > 0:
+                response_ns += self._spread(model.response_next_ns, request, RESPONSE_NEXT)
+            self.response_ns[request] = response_ns
 
     def _plan_next(self, batch: _Batch, start_ns: int, end_ns: int) -> None:
         """Decides when the thread that started this batch asks for the next one."""
@@ -514,10 +524,7 @@ class ReferenceEngine:
         self.columns["outcome"][request] = outcome
         done_ns = now
         if outcome == SERVED:
-            requests = int(self.columns["batch_size"][request])
-            response_ns = self.model.response_ns + requests * self.model.response_request_ns
-            response_ns = self._spread(response_ns, self.batch_head[request], RESPONSE_BATCH)
-            done_ns += self._spread(response_ns, request, RESPONSE)
+            done_ns += self.response_ns[request]
         self.columns["completed_ns"][request] = done_ns
         self.finished += 1
         if self.progress is not None and self.finished % PROGRESS_STEP == 0:

@@ -13,6 +13,8 @@ shape sleeps until the next event.
 
 from __future__ import annotations
 
+import math
+
 from preba.batching.queues import payload_add, payload_open, queue_pop, queue_push, refuse
 from preba.batching.state import (
     NEVER,
@@ -42,6 +44,7 @@ from preba.batching.triton_layout import (
     S_RATE_LIMITED,
     S_SWEEP,
     S_WAKE_NS,
+    S_WAKE_VARIES,
     TICK_NS,
     V_ASKING,
     V_AWAKE,
@@ -63,6 +66,7 @@ from preba.batching.triton_layout import (
     V_STALE,
     V_SWEEP_NS,
     V_WAKE_NS,
+    V_WAKES,
 )
 from preba.batching.triton_payloads import (
     payload_dispatch,
@@ -77,6 +81,12 @@ _WORD = 0xFFFF_FFFF
 _SEED_STEP = 0x9E37_79B9
 _MIX_FIRST = 0x7FEB_352D
 _MIX_SECOND = 0x3C6E_F372 | 1
+EXPONENTIAL_COUNT = 256
+EXPONENTIAL_UNIT = 1024
+EXPONENTIAL = tuple(
+    round(-EXPONENTIAL_UNIT * math.log(1.0 - (place + 0.5) / EXPONENTIAL_COUNT)) for place in range(EXPONENTIAL_COUNT)
+)
+"""Quantiles of an exponential time of mean 1, in units: integers, so that every engine draws the same."""
 
 
 def triton_enqueue(state: BatcherState, now_ns: int, request: int) -> int:
@@ -167,14 +177,27 @@ def batcher_is_first(state: BatcherState) -> int:
     if permille == 0:
         return 0
     state.scalar[V_RETURNS] += 1
-    mixed = (state.scalar[V_RETURNS] + state.setting[S_BATCHER_FIRST_SEED] % (_WORD >> 1) * _SEED_STEP) & _WORD
+    if hashed(state, state.scalar[V_RETURNS]) % 1000 < permille:
+        return 1
+    return 0
+
+
+def wakeup_ns(state: BatcherState) -> int:
+    """How long the batcher takes to wake up this time: always as long, or by the hash of the wake-up's number."""
+    if state.setting[S_WAKE_VARIES] == 0:
+        return state.setting[S_WAKE_NS]
+    state.scalar[V_WAKES] += 1
+    place = hashed(state, _WORD - state.scalar[V_WAKES]) % EXPONENTIAL_COUNT
+    return state.setting[S_WAKE_NS] * EXPONENTIAL[place] // EXPONENTIAL_UNIT
+
+
+def hashed(state: BatcherState, number: int) -> int:
+    """32 bits of a number and the configured seed."""
+    mixed = (number + state.setting[S_BATCHER_FIRST_SEED] % (_WORD >> 1) * _SEED_STEP) & _WORD
     for _ in range(3):
         mixed = ((mixed ^ (mixed >> 16)) * _MIX_FIRST) & _WORD
         mixed = ((mixed ^ (mixed >> 15)) * _MIX_SECOND) & _WORD
-    mixed ^= mixed >> 16
-    if mixed % 1000 < permille:
-        return 1
-    return 0
+    return mixed ^ (mixed >> 16)
 
 
 def triton_consumer_lost(
@@ -262,7 +285,7 @@ def triton_take_batch(state: BatcherState, now_ns: int) -> int:
         state.scalar[V_NOTIFIED] = 0
         if state.scalar[V_AWAKE] == 0 and state.setting[S_WAKE_NS] > 0:
             if state.scalar[V_WAKE_NS] == 0:
-                state.scalar[V_WAKE_NS] = now_ns + state.setting[S_WAKE_NS]
+                state.scalar[V_WAKE_NS] = now_ns + wakeup_ns(state)
             return NONE
         state.scalar[V_AWAKE] = 0
         batcher_run(state, now_ns)

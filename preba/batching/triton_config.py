@@ -104,6 +104,9 @@ class TritonQuirks(StrictModel):
         description="from a notification of the batcher thread to its work: what arrives meanwhile joins the batch; "
         "preba validate measures it",
     )
+    batcher_wakeup_varies: bool = Field(
+        default=False, description="the wake-up is exponential with that mean, instead of always as long"
+    )
 
 
 @dataclass(frozen=True)
@@ -334,6 +337,7 @@ class TritonBatcher(StrictModel):
             t.S_BATCHER_FIRST_PERMILLE: self.batcher_first_permille(),
             t.S_BATCHER_FIRST_SEED: self.quirks.batcher_first_seed % (1 << 31),
             t.S_WAKE_NS: self.quirks.batcher_wakeup_us * NS_PER_US,
+            t.S_WAKE_VARIES: int(self.quirks.batcher_wakeup_varies),
             t.S_SWEEP: int(self.release.prompt_reject),
             t.S_INSTANCES: self.instances_per_slice if self.backend == "blocking" else 1,
             t.S_INSTANCES_PER_CONSUMER: 1 if self.backend == "blocking" else self.instances_per_slice,

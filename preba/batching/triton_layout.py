@@ -17,6 +17,7 @@ S_BATCHER_FIRST_SEED = S_POLICY_FIRST + 9
 S_SWEEP = S_POLICY_FIRST + 10  # 1: expired requests are rejected while no slot is free (24.03 and later)
 S_INSTANCES = S_POLICY_FIRST + 11  # consumers per device; consumer c is instance c // devices of device c % devices
 S_WAKE_NS = S_POLICY_FIRST + 13  # the batcher runs so long after it is notified
+S_WAKE_VARIES = S_POLICY_FIRST + 14  # 1: exponential about that mean, 0: always as long
 S_INSTANCES_PER_CONSUMER = S_POLICY_FIRST + 12  # model instances one backend thread serves
 
 # Running values. The four that do not start from 0 are named in state.py.
@@ -33,6 +34,7 @@ V_QUEUE_LENGTH = V_POLICY_FIRST + 13  # payloads any instance may take
 V_DEADLINES = V_POLICY_FIRST + 14  # waiting requests that a sweep could reject
 V_RETURNS = V_POLICY_FIRST + 15  # times a consumer came back while requests waited
 V_WAKE_NS = V_POLICY_FIRST + 27  # when a batcher that has been notified will run, 0 = it has not been
+V_WAKES = V_POLICY_FIRST + 29  # wake-ups so far
 V_AWAKE = V_POLICY_FIRST + 28  # 1: that time has come
 V_IDLING = V_POLICY_FIRST + 26  # 1: the batcher went to sleep because nothing waited
 

@@ -434,7 +434,7 @@ def turnaround(
         kept = 1.0 - race.permille / 1e3
         found = {size: sorted(gaps)[: math.ceil(kept * len(gaps))] for size, gaps in found.items()}
     moved = shifted(line, found, steady_mean)
-    if sum(len(gaps) >= ALONE_MIN for gaps in found.values()) >= SIZES_MIN:
+    if tells_line(found):
         moved = line_by_size(found, steady_mean)
     return moved, spread_of(relative(found, moved)) or spread_of(relative(kept_busy, line))
 
@@ -443,26 +443,40 @@ def unhurried(calibrated: ResolvedScenario, profiles: Sequence[LatencyProfile], 
     """Overheads with the turnaround as it is, not as it is seen: a slice that is slow to return is overtaken by others.
 
     Gaps are seen where a batch waited for that very slice, which the quick ones get more often. A simulation of the
-    rehearsal has the same bias and knows the truth: the turnaround is lengthened until what is seen of it is as long.
+    rehearsal has the same bias and knows the truth: the turnaround is changed until what is seen of it is the same
+    line.
     """
     overheads = calibrated.scenario.server.overheads
     line = Line(overheads.turnaround_us, overheads.turnaround_request_us, 0)
     batcher = calibrated.models[0].config.batcher
     waited_ns = IDLE_NS + (1000 * batcher.max_queue_delay_us if isinstance(batcher, TritonBatcher) else 0)
     trace = with_spread(calibrated, rehearsed.trace)
-    longer, factor = overheads, 1.0
+    longer = overheads
     for _ in range(SELECTION_ROUNDS):
         server = calibrated.scenario.server.model_copy(update={"overheads": longer})
         told = resolve(calibrated.scenario.model_copy(update={"server": server}), folder=calibrated.folder)
         run = as_played(simulate(told, engine=DEFAULT_ENGINE, trace=trace))
-        ratios = relative(gaps_between_batches(told, profiles, [run], waited_ns), line)
+        gaps = gaps_between_batches(told, profiles, [run], waited_ns)
+        ratios = relative(gaps, line)
         if len(ratios) < PAIRS_MIN:
             return overheads
-        factor /= float(np.mean(ratios))
+        fixed_us, request_us = longer.turnaround_us, longer.turnaround_request_us
+        if tells_line(gaps):
+            seen = line_by_size(gaps, steady_mean)
+            fixed_us += line.fixed_us - seen.fixed_us
+            request_us += line.per_request_us - seen.per_request_us
+        else:
+            factor = float(np.mean(ratios))
+            fixed_us, request_us = fixed_us / factor, request_us / factor
         longer = overheads.model_copy(
-            update={"turnaround_us": factor * line.fixed_us, "turnaround_request_us": factor * line.per_request_us}
+            update={"turnaround_us": max(fixed_us, 0.0), "turnaround_request_us": max(request_us, 0.0)}
         )
     return longer
+
+
+def tells_line(gaps: Mapping[int, Sequence[float]]) -> bool:
+    """Whether there are enough batches of enough sizes for a line of their own."""
+    return sum(len(each) >= ALONE_MIN for each in gaps.values()) >= SIZES_MIN
 
 
 def as_played(run: Simulation) -> Played:
@@ -494,8 +508,9 @@ def overheads_of(seen: Seen, prepared: Prepared, gaps: Gaps, threads: Wakeup) ->
         timer_us=0.0 if seen.native else timer_lateness_us(seen.resolved, seen.records), dispatch_us=gaps.dispatch_us,
         turnaround_us=gaps.line.fixed_us, turnaround_request_us=gaps.line.per_request_us,
         response_us=answers.line.fixed_us, response_request_us=answers.line.per_request_us,
+        response_next_us=answers.next_us,
         frontend_jitter=front_spread, turnaround_jitter=gaps.spread,
-        response_jitter=answers.spread, response_batch_jitter=answers.batch_spread,
+        response_jitter=answers.spread, response_next_jitter=answers.next_spread,
     )  # fmt: skip
     notes = [
         (
@@ -504,9 +519,9 @@ def overheads_of(seen: Seen, prepared: Prepared, gaps: Gaps, threads: Wakeup) ->
             f"size{_varies(gaps.spread)})"
         ),
         (
-            f"from the end of a batch to the client: {answers.line.fixed_us:.0f} us and "
-            f"{answers.line.per_request_us:.0f} us a request of the batch ({answers.line.values} answers of a "
-            f"rehearsal, means by size{_varies(answers.batch_spread)}{_varies(answers.spread, ' within a batch')})"
+            f"from the end of a batch to its first answer: {answers.line.fixed_us:.0f} us and "
+            f"{answers.line.per_request_us:.0f} us a request of the batch ({answers.line.values} batches of a "
+            f"rehearsal, means by size{_varies(answers.spread)}); from each answer to the next {answers.next_us:.0f} us"
         ),
         (
             f"from the generator to the batcher, beyond preprocessing: {front_us:.0f} us "
@@ -529,8 +544,8 @@ def native_ways_us(seen: Seen) -> Array:
     return front if len(front) >= ALONE_MIN else head_waits_us(seen.resolved, seen.alone, seen.limit)
 
 
-def _varies(spread: JitterConfig | None, where: str = "") -> str:
-    return "" if spread is None else f"; coefficient of variation{where} {spread.factor_cv():.2f}"
+def _varies(spread: JitterConfig | None) -> str:
+    return "" if spread is None else f"; coefficient of variation {spread.factor_cv():.2f}"
 
 
 def models_of(seen: Seen, prepared: Prepared, threads: Wakeup, ratios: Sequence[Array]) -> tuple[Model, ...]:

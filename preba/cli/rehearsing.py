@@ -17,7 +17,7 @@ __all__ = ["batch_limit", "kept_busy", "one_at_a_time", "rehearsal"]
 IDLE_THINK_MS = 2.0
 REHEARSAL_S = 120.0
 REHEARSAL_REQUESTS = 100_000
-CLOSED_REQUESTS = 20_000
+CLOSED_REQUESTS = 60_000
 """Of a closed loop, whose rate is not known before."""
 IDLE_THINK_MAX_MS = 100.0
 REQUESTS_MIN = 30

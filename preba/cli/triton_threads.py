@@ -41,6 +41,8 @@ CONTRAST = 0.05
 GAPS_MIN = 25
 TICK_US = 500_000.0
 """After which a batcher that sleeps on looks by itself."""
+DRAWS = 5
+"""Simulations whose mean is compared: closed loops drift in and out of step with themselves."""
 WAKEUPS_US = (0.0, 75.0, 150.0, 225.0, 300.0, 450.0)
 SHARES = (0, 100, 200, 300, 400, 500, 600, 800, 1000)
 
@@ -65,7 +67,7 @@ def with_wakeup(batcher: BatcherConfig, found: Wakeup) -> BatcherConfig:
     """The batcher with the wake-up that was measured, unless it has been told its own."""
     if not isinstance(batcher, TritonBatcher) or "batcher_wakeup_us" in batcher.quirks.model_fields_set:
         return batcher
-    quirks = batcher.quirks.model_copy(update={"batcher_wakeup_us": round(found.us)})
+    quirks = batcher.quirks.model_copy(update={"batcher_wakeup_us": round(found.us), "batcher_wakeup_varies": True})
     return batcher.model_copy(update={"quirks": quirks})
 
 
@@ -182,13 +184,15 @@ def wakeup_by_ones(calibrated: ResolvedScenario, trace: Trace, records: Records)
     records : Records
         Of the rehearsal, served.
     """
-    trace = with_spread(calibrated, trace)
-    found = []
-    for us in WAKEUPS_US:
-        told = resolve(taking(calibrated.scenario, us), folder=calibrated.folder)
-        played = simulate(told, engine=DEFAULT_ENGINE, trace=trace).result.records
-        found.append(share_of_ones(played.select(played.served)))
-    fallen, seen = monotone_falling(found), share_of_ones(records)
+    shares = np.zeros((DRAWS, len(WAKEUPS_US)))
+    for draw in range(DRAWS):
+        scenario = calibrated.scenario.model_copy(update={"seed": calibrated.scenario.seed + draw})
+        drawn = with_spread(resolve(scenario, folder=calibrated.folder), trace)
+        for place, us in enumerate(WAKEUPS_US):
+            told = resolve(taking(scenario, us), folder=calibrated.folder)
+            played = simulate(told, engine=DEFAULT_ENGINE, trace=drawn).result.records
+            shares[draw, place] = share_of_ones(played.select(played.served))
+    fallen, seen = monotone_falling(shares.mean(axis=0)), share_of_ones(records)
     if fallen[0] - fallen[-1] <= CONTRAST:
         return Wakeup(0.0, "Triton's batcher thread: how long it takes to wake up makes no difference here")
     us = float(np.interp(seen, fallen[::-1], WAKEUPS_US[::-1]))
@@ -205,7 +209,7 @@ def taking(scenario: Scenario, us: float) -> Scenario:
     shorter = overheads.model_copy(update={"frontend_us": max(overheads.frontend_us - us, 0.0)})
     model = scenario.models[0]
     if isinstance(model.batcher, TritonBatcher):
-        quirks = model.batcher.quirks.model_copy(update={"batcher_wakeup_us": round(us)})
+        quirks = model.batcher.quirks.model_copy(update={"batcher_wakeup_us": round(us), "batcher_wakeup_varies": True})
         model = model.model_copy(update={"batcher": model.batcher.model_copy(update={"quirks": quirks})})
     server = scenario.server.model_copy(update={"overheads": shorter})
     return scenario.model_copy(update={"server": server, "models": (model,)})

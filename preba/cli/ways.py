@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preba.batching.triton_config import TritonBatcher
-from preba.cli.lines import Array, Line, line_by_size, spread_of, steady_mean, without_stalls
+from preba.cli.lines import Array, Line, line_by_size, relative, spread_of, steady_mean
 from preba.cli.triton_threads import IDLE_NS, delay_ns
 from preba.jitter import JitterConfig
 from preba.profile import LatencyProfile
@@ -170,11 +169,22 @@ def between(resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], play
 
 @dataclass(frozen=True)
 class Answers:
-    """How long after the end of its batch an answer is with the client; how that varies, within and between batches."""
+    """How the answers of a batch come to the client.
+
+    Attributes
+    ----------
+    line : Line
+        From the end of the batch to the first of them.
+    next_us : float
+        From one to the next.
+    spread, next_spread : jitter config or None
+        How both vary.
+    """
 
     line: Line
+    next_us: float
     spread: JitterConfig | None
-    batch_spread: JitterConfig | None
+    next_spread: JitterConfig | None
 
 
 def answers_after_batch(
@@ -185,33 +195,24 @@ def answers_after_batch(
 ) -> Answers:
     """How long after the end of its batch an answer is with the client, and how that varies.
 
-    What the way to the slice differs from its mean is part of it. The mean of a batch's answers varies by what they
-    have in common and, in small batches, by their own; that part is taken off.
+    What the way to the slice differs from its mean is part of it.
     """
     native = is_native(resolved)
-    sizes, after = [], []
+    firsts: dict[int, list[float]] = {}
+    gaps: list[Array] = []
     for played in runs:
         records = played.result.records.select(played.result.records.served)
         begin_ns = records.execution_start_ns if native else records.dispatched_ns
         after_us = (records.completed_ns - begin_ns - _expected_ns(resolved, profiles, records)) / 1e3 - dispatch_us
-        order = np.argsort(records.batch_id, kind="stable")
-        count = np.unique(records.batch_id, return_counts=True)[1]
-        sizes.append(count)
-        after.append(after_us[order])
-    size, after_us = np.concatenate(sizes), np.concatenate(after)
-    of_each = np.repeat(size, size)
-    line = line_by_size({int(n): after_us[of_each == n].tolist() for n in np.unique(size)})
-    if len(size) == 0:
-        return Answers(line, None, None)
-    mean_us = np.add.reduceat(after_us, np.cumsum(size) - size) / size
-    expected_us = np.maximum([line.of(int(n)) / 1e3 for n in size], 1e-3)
-    common = mean_us / expected_us - 1.0
-    apart = (after_us - np.repeat(mean_us, size)) / np.repeat(expected_us, size)
-    own = (apart * np.sqrt(of_each / np.maximum(of_each - 1, 1)))[of_each > 1]
-    own_var = float(without_stalls(own).var()) if len(own) else 0.0
-    common_var = float(without_stalls(common).var())
-    kept = max(1.0 - own_var * float((1.0 / size).mean()) / common_var, 0.0) if common_var > 0 else 0.0
-    return Answers(line, spread_of(1.0 + own), spread_of(1.0 + math.sqrt(kept) * common))
+        order = np.lexsort((after_us, records.batch_id))
+        is_first = np.diff(records.batch_id[order], prepend=-1) != 0
+        for size, us in zip(records.batch_size[order][is_first], after_us[order][is_first], strict=True):
+            firsts.setdefault(int(size), []).append(float(us))
+        gaps.append(np.diff(after_us[order], prepend=0.0)[~is_first])
+    line, between_us = line_by_size(firsts), np.concatenate(gaps)
+    next_us = steady_mean(between_us) if len(between_us) >= ALONE_MIN else 0.0
+    next_spread = spread_of(between_us / next_us) if next_us > 0 else None
+    return Answers(line, next_us, spread_of(relative(firsts, line)), next_spread)
 
 
 def _expected_ns(resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], records: Records) -> NDArray[np.int64]:

@@ -71,20 +71,22 @@ class Overheads(StrictModel):
     """So much more for each request of that execution: handing out its answers one by one."""
     response_request_us: NonNegativeFloat = 0.0
     """The answers of a batch are this much later for each request in it, beyond ``response_us``."""
+    response_next_us: NonNegativeFloat = 0.0
+    """The answers of a batch come one after another in the order of its requests, so far apart."""
     response_us: NonNegativeFloat = 0.0
-    """From the end of execution to the client having the answer."""
+    """From the end of execution to a client having the first answer of the batch."""
     frontend_jitter: JitterConfig | None = None
     """How ``ingress_us`` and ``frontend_us`` vary from request to request."""
     turnaround_jitter: JitterConfig | None = None
     """How the turnaround varies from batch to batch."""
     response_jitter: JitterConfig | None = None
-    """How the response varies from request to request."""
-    response_batch_jitter: JitterConfig | None = None
-    """How the response varies from batch to batch, for all answers of a batch alike."""
+    """How the first answer of a batch, and all with it, vary from batch to batch."""
+    response_next_jitter: JitterConfig | None = None
+    """How ``response_next_us`` varies from answer to answer."""
 
     def jitters(self) -> tuple[JitterConfig, ...] | None:
         """Those of the parts of a trace's ``overhead_factor``, in their order; ``None`` where nothing varies."""
-        given = (self.frontend_jitter, self.turnaround_jitter, self.response_jitter, self.response_batch_jitter)
+        given = (self.frontend_jitter, self.turnaround_jitter, self.response_jitter, self.response_next_jitter)
         found = tuple(one or NoJitter(kind="none") for one in given)
         return None if all(one.kind == "none" for one in found) else found
 

@@ -40,7 +40,8 @@ C_RESPONSE_REQUEST_NS = 18
 C_OVERHEADS_VARY = 19  # 1: overheads are multiplied by the trace's factors
 C_DISPATCH_NS = 20
 C_TIMER_NS = 21
-CONFIG_COUNT = 22
+C_RESPONSE_NEXT_NS = 22
+CONFIG_COUNT = 23
 
 # Indices into ``world.clock``, which does.
 K_NOW_NS = 0
@@ -125,7 +126,7 @@ _WORLD: dict[str, Place] = {
     "trace_frontend_factor": Column("f8", masked=True, constant=True, stride=4),
     "trace_turnaround_factor": Column("f8", masked=True, constant=True, stride=4),
     "trace_response_factor": Column("f8", masked=True, constant=True, stride=4),
-    "trace_response_batch_factor": Column("f8", masked=True, constant=True, stride=4),
+    "trace_response_next_factor": Column("f8", masked=True, constant=True, stride=4),
     "trace_first_draw": Column("f8", masked=True, constant=True, stride=2),
     "trace_second_draw": Column("f8", masked=True, constant=True, stride=2),
     "trace_think_ns": _REQUEST_TRACE,
@@ -143,7 +144,7 @@ _WORLD: dict[str, Place] = {
     "row_server": Row(10),
     "row_line_next": Row(16),
     "row_answered": Row(17),
-    "row_batch_head": Row(18),
+    "row_response_ns": Row(18),
     # per model
     "model_route": _TABLE,
     "model_route_length": _TABLE,

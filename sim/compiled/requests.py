@@ -26,6 +26,7 @@ from sim.compiled.layout import (
     C_DISPATCH_NS,
     C_FRONTEND_NS,
     C_OVERHEADS_VARY,
+    C_RESPONSE_NEXT_NS,
     C_RESPONSE_NS,
     C_RESPONSE_REQUEST_NS,
     C_RETRY,
@@ -355,10 +356,24 @@ def start(world: World, server: int, consumer: int) -> None:
         world.batch_size[request] = count
         world.batch_units[request] = units
         world.attempts[request] += 1
-        world.row_batch_head[request] = state.out_request[0]
+    plan_answers(world, state, count)
     if world.server_keeps_order[server] == 1:
         line_up(world, server, state.out_request[0])
     plan_events(world, batch, start_ns, end_ns, consumer, count)
+
+
+def plan_answers(world: World, state: Batcher, count: int) -> None:
+    """Decides how long after the end of their batch its requests have their answers: one after another."""
+    response_ns = world.config[C_RESPONSE_NS] + count * world.config[C_RESPONSE_REQUEST_NS]
+    next_ns = world.config[C_RESPONSE_NEXT_NS]
+    varies = world.config[C_OVERHEADS_VARY] == 1
+    if varies:
+        response_ns = spread_ns(response_ns, world.trace_response_factor[state.out_request[0]])
+    for k in range(count):
+        request = state.out_request[k]
+        if k > 0:
+            response_ns += spread_ns(next_ns, world.trace_response_next_factor[request]) if varies else next_ns
+        world.row_response_ns[request] = response_ns
 
 
 def batch_table_ns(world: World, state: Batcher, model: int, slice_index: int, count: int, units: int) -> int:
@@ -533,12 +548,7 @@ def finish(world: World, request: int, outcome: int) -> None:
     world.outcome[request] = outcome
     done_ns = now_ns
     if outcome == SERVED:
-        response_ns = world.config[C_RESPONSE_NS] + world.batch_size[request] * world.config[C_RESPONSE_REQUEST_NS]
-        if world.config[C_OVERHEADS_VARY] == 1:
-            head = world.row_batch_head[request]
-            response_ns = spread_ns(response_ns, world.trace_response_batch_factor[head])
-            response_ns = spread_ns(response_ns, world.trace_response_factor[request])
-        done_ns += response_ns
+        done_ns += world.row_response_ns[request]
     else:
         never_executed(world, request)
     world.completed_ns[request] = done_ns

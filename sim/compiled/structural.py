@@ -252,6 +252,7 @@ def _form(model: SimModel, came_ns: Array, came: Array) -> dict[str, Array] | No
     setting[kernel.B_TURNAROUND_REQUEST_NS] = model.turnaround_request_ns
     setting[kernel.B_RESPONSE_NS] = model.response_ns
     setting[kernel.B_RESPONSE_REQUEST_NS] = model.response_request_ns
+    setting[kernel.B_RESPONSE_NEXT_NS] = model.response_next_ns
     setting[kernel.B_SLOWDOWN_PPM] = tables.slowdown_ppm
     setting[kernel.B_SHARED] = int(shared is not None)
     setting[kernel.B_LENGTHS] = int(tables.execution_ns.shape[1] > 1)
@@ -265,7 +266,7 @@ def _form(model: SimModel, came_ns: Array, came: Array) -> dict[str, Array] | No
     int64 = {name: np.empty(count, dtype=np.int64) for name in ("execution_start_ns", "execution_end_ns", "batch_id")}
     int32 = {name: np.empty(count, dtype=np.int32) for name in ("slice_index", "batch_size")}
     nothing = np.zeros(1, dtype=np.int64)
-    answers_later = model.response_ns + model.response_request_ns > 0
+    answers_later = model.response_ns + model.response_request_ns + model.response_next_ns > 0
     completed_ns = np.empty(count, dtype=np.int64) if answers_later else nothing
     preprocess_ns = np.zeros(count, dtype=np.int64)
     status = _compiled()[2](

@@ -30,7 +30,8 @@ B_SHARED = 8
 B_LENGTHS = 9  # 1: execution times depend on the requests' lengths
 B_TURNAROUND_REQUEST_NS = 10
 B_RESPONSE_REQUEST_NS = 11
-B_COUNT = 12
+B_RESPONSE_NEXT_NS = 12
+B_COUNT = 13
 
 DONE = 0
 ZERO_SERVICE = 1
@@ -430,9 +431,9 @@ def form_batches(
             batch_id[request] = batch
             batch_size[request] = taken
         response_ns = setting[B_RESPONSE_NS] + taken * setting[B_RESPONSE_REQUEST_NS]
-        if response_ns > 0:
+        if response_ns + setting[B_RESPONSE_NEXT_NS] > 0:
             for place in range(head, head + taken):
-                done_ns[came[place]] = end_ns + response_ns
+                done_ns[came[place]] = end_ns + response_ns + (place - head) * setting[B_RESPONSE_NEXT_NS]
         if setting[B_SHARED] == 1:
             for place in range(head, head + taken):
                 preprocess_ns[came[place]] = shared_ns

@@ -249,6 +249,7 @@ class RunMemory:
         config[lay.C_TURNAROUND_REQUEST_NS] = model.turnaround_request_ns
         config[lay.C_RESPONSE_NS] = model.response_ns
         config[lay.C_RESPONSE_REQUEST_NS] = model.response_request_ns
+        config[lay.C_RESPONSE_NEXT_NS] = model.response_next_ns
         config[lay.C_OVERHEADS_VARY] = int(model.overheads_vary)
         config[lay.C_BALANCER] = model.balancer
         config[lay.C_RETRY] = int(model.retry)

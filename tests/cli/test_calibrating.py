@@ -16,11 +16,12 @@ from preba.cli.lines import line_by_size, spread_of, steady_mean
 from preba.cli.rehearsing import rehearsal
 from preba.cli.triton_threads import (
     Race,
-    Wakeup,
     head_waits_us,
     lost_wakeups,
     overtakings,
+    taking,
     wakeup,
+    wakeup_by_ones,
     with_race,
     with_wakeup,
 )
@@ -93,7 +94,7 @@ def test_wakeup_of_the_batcher_is_seen_in_who_joins_whom(toy: Any, wakeup_us: in
     resolved = told(plain, batcher_wakeup_us=wakeup_us)
     records = played(resolved).result.records
     found = wakeup(resolved, records)
-    assert found.pairs > 1000
+    assert int(found.text.partition("(")[2].split()[0]) > 1000
     # A little short: the end of a batch wakes the batcher too, and what comes then is seen sooner.
     assert found.us == pytest.approx(wakeup_us, abs=60 + 0.05 * wakeup_us)
     waits = head_waits_us(resolved, records, 8)
@@ -102,12 +103,44 @@ def test_wakeup_of_the_batcher_is_seen_in_who_joins_whom(toy: Any, wakeup_us: in
     assert batcher.quirks.batcher_wakeup_us == round(found.us)
 
 
+def closed_loop(toy: Any, wakeup_us: int) -> ResolvedScenario:
+    """Three slices and 24 clients whose answers come one after another."""
+    model = toy.model(
+        toy.profile({"2g": TABLE}, modality="tensor"), {"kind": "closed_loop", "outstanding": 24},
+        sizes={"kind": "constant", "tensor_kb": 1}, batcher={"kind": "triton", "max_batch_size": 8},
+    )  # fmt: skip
+    overheads = {
+        "frontend_us": 900.0, "frontend_jitter": {"kind": "lognormal", "cv": 0.2},
+        "turnaround_us": 880.0, "turnaround_request_us": 135.0, "turnaround_jitter": {"kind": "lognormal", "cv": 0.25},
+        "response_us": 880.0, "response_request_us": 110.0, "response_jitter": {"kind": "lognormal", "cv": 0.25},
+        "response_next_us": 100.0, "response_next_jitter": {"kind": "exponential"},
+    }  # fmt: skip
+    server = {"topology": "central", "overheads": overheads}
+    data = toy.scenario([model], partition="3x2g.10gb", requests=60_000, server=server, live={"batching": "triton"})
+    return told(toy.resolve(data), batcher_wakeup_us=wakeup_us, batcher_wakeup_varies=True)
+
+
+@pytest.mark.parametrize("wakeup_us", [0, 100, 250])
+def test_wakeup_in_a_closed_loop_is_seen_in_batches_of_one(toy: Any, wakeup_us: int) -> None:
+    """Who sends with their answers shows it in how many requests go alone; the way that is left is shorter by it."""
+    known = closed_loop(toy, wakeup_us)
+    server = known.scenario.server
+    whole = server.overheads.model_copy(update={"frontend_us": 900.0 + wakeup_us})
+    unknown = taking(known.scenario, 0.0)
+    unknown = unknown.model_copy(update={"server": server.model_copy(update={"overheads": whole})})
+    run = played(known)
+    found = wakeup_by_ones(resolve(unknown, folder=known.folder), run.trace, run.result.records)
+    assert found.us == pytest.approx(wakeup_us, abs=60)
+    assert "have one request" in found.text
+    assert taking(unknown, found.us).server.overheads.frontend_us == pytest.approx(900 + wakeup_us - found.us)
+
+
 def test_wakeup_is_not_made_up_from_a_few_requests(toy: Any) -> None:
     """A busy server shows too few requests that meet an idle slice, and that is said."""
     resolved = told(triton(toy, 1, 220.0, requests=500), batcher_wakeup_us=500)
     found = wakeup(resolved, played(resolved).result.records)
     assert found.us == 0
-    assert "too few" in found.text()
+    assert "too few" in found.text
 
 
 @pytest.mark.parametrize("permille", [0, 250])
@@ -160,7 +193,7 @@ def test_calibration_gives_back_the_scenario_that_was_run(toy: Any) -> None:
 def test_spreads_of_overheads_are_found(toy: Any) -> None:
     """Coefficients of variation of 0.6, 0.2 and 0.4 come back, each at its own place."""
     plain = triton(toy, 7, 100.0, requests=8000)
-    told_cv = {"frontend": 0.6, "turnaround": 0.2, "response_batch": 0.4}
+    told_cv = {"frontend": 0.6, "turnaround": 0.2, "response": 0.4}
     jitters = {f"{name}_jitter": {"kind": "lognormal", "cv": cv} for name, cv in told_cv.items()}
     overheads = Overheads.model_validate({**OVERHEADS, **jitters})
     server = plain.scenario.server.model_copy(update={"overheads": overheads})
@@ -173,22 +206,22 @@ def test_spreads_of_overheads_are_found(toy: Any) -> None:
         assert getattr(found, f"{name}_jitter").factor_cv() == pytest.approx(cv, rel=0.25), name
 
 
-@pytest.mark.parametrize(("own_cv", "common_cv"), [(0.1, 0.4), (0.4, 0.1), (0.3, 0.3), (0.2, None)])
-def test_answers_vary_by_what_is_their_own_and_what_their_batch_has_in_common(
-    toy: Any, own_cv: float, common_cv: float | None
-) -> None:
-    """Both coefficients of variation come back from the stamps, however large the other one is."""
+def test_answers_come_one_after_another(toy: Any) -> None:
+    """From the stamps alone: 900 us and 150 us a request to the first, 90 us to each next, and how both vary."""
     plain = triton(toy, 1, 200.0, requests=8000)
-    jitters = {"response_jitter": {"kind": "gamma", "cv": own_cv}}
-    if common_cv is not None:
-        jitters["response_batch_jitter"] = {"kind": "lognormal", "cv": common_cv}
-    server = plain.scenario.server.model_copy(update={"overheads": Overheads.model_validate({**OVERHEADS, **jitters})})
+    told = {
+        "response_jitter": {"kind": "lognormal", "cv": 0.3},
+        "response_next_us": 90.0, "response_next_jitter": {"kind": "exponential"},
+    }  # fmt: skip
+    server = plain.scenario.server.model_copy(update={"overheads": Overheads.model_validate({**OVERHEADS, **told})})
     known = resolve(plain.scenario.model_copy(update={"server": server}), folder=plain.folder)
     found = answers_after_batch(known, [known.models[0].execution], [played(known)])
+    assert (found.line.fixed_us, found.line.per_request_us) == pytest.approx((900, 150), rel=0.1)
+    assert found.next_us == pytest.approx(90, rel=0.05)
     assert found.spread is not None
-    assert found.batch_spread is not None
-    assert found.spread.factor_cv() == pytest.approx(own_cv, rel=0.1)
-    assert found.batch_spread.factor_cv() == pytest.approx(common_cv or 0.0, rel=0.1, abs=0.03)
+    assert found.next_spread is not None
+    assert found.spread.factor_cv() == pytest.approx(0.3, rel=0.1)
+    assert found.next_spread.factor_cv() == pytest.approx(1.0, rel=0.1)
 
 
 def test_turnaround_of_slices_that_overtake_one_another_is_found(toy: Any) -> None:
@@ -268,12 +301,6 @@ def test_rehearsal_is_short_has_other_draws_and_no_events(toy: Any, tmp_path: Pa
     times = toy.arrivals_at(tmp_path, [1.0, 2.0, 3.0])
     few = toy.scenario([toy.model(toy.profile({"1g": TABLE}), times)], partition="7x1g.5gb", requests=3)
     assert rehearsal(toy.resolve(few)).scenario.run.requests == 3
-
-
-def test_wakeup_text_names_its_evidence() -> None:
-    """The report says how many requests the figure rests on."""
-    assert "250 us" in Wakeup(250.0, 100).text()
-    assert "100 requests" in Wakeup(250.0, 100).text()
 
 
 def test_line_by_size_keeps_the_mean_where_a_part_would_be_negative() -> None:

@@ -129,7 +129,7 @@ def test_streams_are_all_different() -> None:
         "frontend_jitter": 8,
         "turnaround_jitter": 9,
         "response_jitter": 10,
-        "response_batch_jitter": 11,
+        "response_next_jitter": 11,
     }
     assert stream(1, 0, "arrivals").integers(1 << 62) == 4065427831215112270
 
@@ -282,7 +282,7 @@ def test_overheads_that_vary_are_kept_and_steady_ones_take_no_room(tmp_path: Pat
     write_trace(tmp_path / "varying.parquet", both)
     assert read_trace(tmp_path / "varying.parquet").equals(both)
     table = pq.read_table(tmp_path / "varying.parquet")
-    pq.write_table(table.drop_columns(["overhead_factor_response_batch"]), tmp_path / "older.parquet")
+    pq.write_table(table.drop_columns(["overhead_factor_response_next"]), tmp_path / "older.parquet")
     older = read_trace(tmp_path / "older.parquet").overhead_factor
     assert np.array_equal(older, np.column_stack([both.overhead_factor[:, :3], np.ones(len(both))]))
     plain = draw(steady, steady, requests=100)

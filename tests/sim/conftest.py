@@ -65,6 +65,7 @@ def tritons(draw: st.DrawFn) -> dict[str, Any]:
             "ordering_regression": draw(st.sampled_from([None, False])),
             "batcher_first_permille": draw(st.sampled_from([None, 300])),
             "batcher_wakeup_us": draw(st.sampled_from([0, 0, 600])),
+            "batcher_wakeup_varies": draw(st.booleans()),
         }
     elif regime == "policy":
         action = draw(st.sampled_from(["REJECT", "DELAY"]))
@@ -168,7 +169,8 @@ def scenarios(draw: st.DrawFn, toy: Any) -> dict[str, Any]:
                     "response_request_us": 130,
                     "response_jitter": {"kind": "gamma", "cv": 2.0},
                 },
-                {"response_us": 400, "response_request_us": 130, "response_batch_jitter": {"kind": "exponential"}},
+                {"response_us": 400, "response_next_us": 130, "response_next_jitter": {"kind": "exponential"}},
+                {"response_request_us": 40, "response_next_us": 70},
             ]
         )
     )

@@ -173,7 +173,8 @@ def check_order(records: Records, resolved: ResolvedScenario) -> None:
             answered = records.select(np.flatnonzero((records.model_index == model.index) & records.served))
             for server in np.unique(answered.server_index):
                 line = answered.select(answered.server_index == server)
-                varies = resolved.scenario.server.overheads.jitters() is not None  # sent in order, not received
+                overheads = resolved.scenario.server.overheads  # sent in order, not received
+                varies = overheads.jitters() is not None or overheads.response_next_us > 0
                 if not resolved.scenario.events and not varies:
                     assert np.all(np.diff(line.completed_ns[np.argsort(line.batch_id, kind="stable")]) >= 0)
         late = isinstance(config, NoBatching | GreedyBatching) or (

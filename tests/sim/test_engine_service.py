@@ -83,30 +83,31 @@ def test_way_to_preprocessing_is_for_requests_that_are_preprocessed(toy: Any, tm
 
 
 def test_overheads_vary_by_the_factors_of_the_trace(toy: Any, tmp_path: Any) -> None:
-    """Way and answer have their own request's factor; the turnaround and all answers that of the batch's first."""
+    """The way has its own request's factor, turnaround and first answer that of the batch's first, the next its own."""
     times = toy.arrivals_at(tmp_path, [0.0, 1.0, 2.0])
     model = toy.model(toy.profile({"full": {"1": 10, "2": 10}}), times, batcher={"kind": "greedy", "batch_max": 2})
     varies = {"kind": "lognormal", "cv": 0.5}
     overheads = {
         "frontend_us": 100.0, "frontend_jitter": varies, "turnaround_us": 300.0, "turnaround_jitter": varies,
         "response_us": 500.0, "response_request_us": 50.0, "response_jitter": varies,
-        "response_batch_jitter": varies,
+        "response_next_us": 80.0, "response_next_jitter": varies,
     }  # fmt: skip
     run = toy.run(toy.scenario([model], requests=3, server={"overheads": overheads}))
     records, factors = run.result.records, run.trace.overhead_factor
     assert len(np.unique(factors)) == 12
-    way, back = np.array([100_000, 100_000, 100_000]), np.array([550_000, 600_000, 600_000])
+    way, back = np.array([100_000, 100_000, 100_000]), np.array([550_000, 600_000])
     assert (records.enqueued_ns - records.scheduled_ns).tolist() == np.round(way * factors[:, 0]).tolist()
     assert records.batch_id.tolist() == [0, 1, 1]
-    back = np.round(back * factors[[0, 1, 1], 3])
-    assert (records.completed_ns - records.execution_end_ns).tolist() == np.round(back * factors[:, 2]).tolist()
+    back = np.round(back * factors[:2, 2])
+    after = records.completed_ns - records.execution_end_ns
+    assert after.tolist() == [back[0], back[1], back[1] + round(80_000 * factors[2, 3])]
     assert records.execution_start_ns[1] - records.execution_end_ns[0] == round(300_000 * factors[0, 1])
     steady = toy.run(toy.scenario([model], requests=3, server={"overheads": {"frontend_us": 100.0}}))
     assert steady.trace.overhead_factor.strides[0] == 0
 
 
 def test_turnaround_and_answers_take_longer_for_larger_batches(toy: Any, tmp_path: Any) -> None:
-    """A batch of two keeps its slice 0.2 ms longer than one of one; its answers are 0.05 ms later."""
+    """A batch of two keeps its slice 0.2 ms longer than one of one; its answers are 0.05 ms later, the last 0.07."""
     times = toy.arrivals_at(tmp_path, [0.0, 1.0, 2.0, 11.0])
     model = toy.model(toy.profile({"full": {"1": 10, "2": 10}}), times, batcher={"kind": "greedy", "batch_max": 2})
     overheads = {
@@ -114,12 +115,13 @@ def test_turnaround_and_answers_take_longer_for_larger_batches(toy: Any, tmp_pat
         "turnaround_request_us": 200.0,
         "response_us": 500.0,
         "response_request_us": 50.0,
+        "response_next_us": 20.0,
     }
     records = toy.run(toy.scenario([model], requests=4, server={"overheads": overheads})).result.records
     starts = records.execution_start_ns / NS_PER_MS
     assert starts.tolist() == [0.0, 10.3, 10.3, 20.8]
     assert (records.execution_end_ns / NS_PER_MS).tolist() == [10.0, 20.3, 20.3, 30.8]
-    assert (records.completed_ns / NS_PER_MS).tolist() == [10.55, 20.9, 20.9, 31.35]
+    assert (records.completed_ns / NS_PER_MS).tolist() == [10.55, 20.9, 20.92, 31.35]
 
 
 def test_audio_batch_takes_the_time_of_its_longest_input(toy: Any, tmp_path: Any) -> None:

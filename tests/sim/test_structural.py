@@ -97,7 +97,9 @@ def plain_scenarios(draw: st.DrawFn, toy: Any) -> dict[str, Any]:
         preprocessing=preprocessing,
         server={
             "overheads": draw(
-                st.sampled_from([{}, overheads, {"turnaround_request_us": 500, "response_request_us": 300}])
+                st.sampled_from(
+                    [{}, overheads, {"turnaround_request_us": 500, "response_request_us": 300, "response_next_us": 40}]
+                )
             )
         },
     )

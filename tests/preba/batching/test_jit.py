@@ -160,6 +160,9 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
         quirks={"batcher_first_permille": 400, "batcher_first_seed": 7, "counter_drift": False},
     ),
     "triton-threads": triton_case(max_queue_delay_us=4, quirks={"batcher_first_permille": 400, "batcher_wakeup_us": 1}),
+    "triton-wakeups": triton_case(
+        max_queue_delay_us=4, quirks={"batcher_wakeup_us": 2, "batcher_wakeup_varies": True, "batcher_first_seed": 5}
+    ),
     "triton-limited": triton_case(instances_per_slice=2, max_queue_delay_us=3, rate_limiter=LIMITER),
     "triton-limited-policies": triton_case(instances_per_slice=2, rate_limiter=LIMITER, **POLICIES),
     "triton-off": triton_case(dynamic_batching=False),

@@ -486,6 +486,23 @@ def test_triton_batcher_that_needs_time_to_wake_up_takes_in_what_comes_meanwhile
     assert tick(state, 5.3) == [[0, 1]]
 
 
+def test_triton_wakeups_that_vary_are_exponential_with_their_mean() -> None:
+    """A lone request waits for its batcher: mean and standard deviation are the told time, a tenth is below a tenth."""
+    quirks = {"batcher_wakeup_us": 300, "batcher_wakeup_varies": True}
+    state = fresh(batcher(quirks=quirks), capacity=4000)
+    waits_us = []
+    for request in range(4000):
+        offer(state, 10 * request, request)
+        waits_us.append((brain.due_ns(state) - ns_from_ms(10 * request)) / 1000)
+        assert tick(state, 10 * request + 5) == [[request]]
+        finish(state, 10 * request + 6)
+        tick(state, 10 * request + 9)
+    assert np.mean(waits_us) == pytest.approx(300, rel=0.05)
+    assert np.std(waits_us) == pytest.approx(300, rel=0.05)
+    assert np.mean(np.array(waits_us) < 30) == pytest.approx(0.095, abs=0.02)
+    assert abs(np.corrcoef(waits_us[1:], waits_us[:-1])[0, 1]) < 0.05
+
+
 def test_triton_rate_limiter_tops_up_a_deferred_payload() -> None:
     """Under the rate limiter a payload that waits for its instance keeps growing, and no limit of 2N binds."""
     limiter = {"mode": "execution_count"}
