@@ -523,7 +523,8 @@ def _unexplained(every: dict[str, Any]) -> list[str]:
             f"{'–' if apart is None else _cell(apart) + ' %'} | "
             f"{same.get('same_batch_percent', 0):.0f} % of requests | "
             f"{over.get('ingress_us', 0.0) + over['frontend_us']:.0f}{_cv(over, 'frontend')} "
-            f"before, {over['response_us']:.0f} + {over['response_request_us']:.0f} b{_cv(over, 'response_batch')} after, "
+            f"before, {over['response_us']:.0f} + {over['response_request_us']:.0f} b{_cv(over, 'response')} after"
+            f"{_next(over)}, "
             f"{over['turnaround_us']:.0f} + {over['turnaround_request_us']:.0f} b{_cv(over, 'turnaround')} between"
             f"{_front_end(over)}"
             f"{_threads(data)} |"
@@ -545,6 +546,12 @@ SHORT = {
 def _cv(overheads: dict[str, Any], part: str) -> str:
     found = overheads.get("varies", {}).get(part)
     return "" if found is None else f" ({found:.1f})"
+
+
+def _next(overheads: dict[str, Any]) -> str:
+    """How far apart the answers of a batch are."""
+    between_us = overheads.get("response_next_us", 0.0)
+    return f", each next {between_us:.0f}{_cv(overheads, 'response_next')}" if between_us else ""
 
 
 def _front_end(overheads: dict[str, Any]) -> str:

@@ -434,7 +434,7 @@ class ReferenceEngine:
             columns["batch_size"][request] = len(requests)
             columns["batch_units"][request] = units
             columns["attempts"][request] += 1
-        self._plan_answers(requests)
+        self._plan_answers(server, requests)
         self._at(end_ns, RANK_EXECUTION_END, batch.batch_id, self._end, batch)
         self._plan_next(batch, start_ns, end_ns)
 
@@ -462,13 +462,22 @@ class ReferenceEngine:
         factor *= shared.execution_slowdown
         return preprocess_ns, execution_ns(table_ns, factor, slowdown, busy, len(neighbours) - 1)
 
-    def _plan_answers(self, requests: list[int]) -> None:
-        """Decides how long after the end of their batch its requests have their answers: one after another."""
+    def _plan_answers(self, server: int, requests: list[int]) -> None:
+        """Decides how long after the end of their batch its requests have their answers.
+
+        They come one after another: in the order of the batch, or, where software varies and need not keep the order,
+        beginning with any of them.
+        """
         model = self.model
-        response_ns = model.response_ns + len(requests) * model.response_request_ns
+        count = len(requests)
+        response_ns = model.response_ns + count * model.response_request_ns
         response_ns = self._spread(response_ns, requests[0], RESPONSE)
-        for place, request in enumerate(requests):
-            if place > 0:
+        begin = 0
+        if model.overheads_vary and not model.servers[server].plan.keeps_order:
+            begin = int(count * self.balancer_draw[requests[0]][1])
+        for place in range(begin, begin + count):
+            request = requests[place % count]
+            if place > begin:
                 response_ns += self._spread(model.response_next_ns, request, RESPONSE_NEXT)
             self.response_ns[request] = response_ns
 

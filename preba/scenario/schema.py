@@ -72,7 +72,8 @@ class Overheads(StrictModel):
     response_request_us: NonNegativeFloat = 0.0
     """The answers of a batch are this much later for each request in it, beyond ``response_us``."""
     response_next_us: NonNegativeFloat = 0.0
-    """The answers of a batch come one after another in the order of its requests, so far apart."""
+    """The answers of a batch come one after another, so far apart: in the order of its requests, or, where overheads
+    vary and the batcher need not keep the order, beginning with any of them."""
     response_us: NonNegativeFloat = 0.0
     """From the end of execution to a client having the first answer of the batch."""
     frontend_jitter: JitterConfig | None = None

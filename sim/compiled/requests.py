@@ -356,21 +356,24 @@ def start(world: World, server: int, consumer: int) -> None:
         world.batch_size[request] = count
         world.batch_units[request] = units
         world.attempts[request] += 1
-    plan_answers(world, state, count)
+    plan_answers(world, server, state, count)
     if world.server_keeps_order[server] == 1:
         line_up(world, server, state.out_request[0])
     plan_events(world, batch, start_ns, end_ns, consumer, count)
 
 
-def plan_answers(world: World, state: Batcher, count: int) -> None:
+def plan_answers(world: World, server: int, state: Batcher, count: int) -> None:
     """Decides how long after the end of their batch its requests have their answers: one after another."""
+    begin = 0
     response_ns = world.config[C_RESPONSE_NS] + count * world.config[C_RESPONSE_REQUEST_NS]
     next_ns = world.config[C_RESPONSE_NEXT_NS]
     varies = world.config[C_OVERHEADS_VARY] == 1
     if varies:
         response_ns = spread_ns(response_ns, world.trace_response_factor[state.out_request[0]])
+        if world.server_keeps_order[server] == 0:
+            begin = int(count * world.trace_second_draw[state.out_request[0]])
     for k in range(count):
-        request = state.out_request[k]
+        request = state.out_request[(begin + k) % count]
         if k > 0:
             response_ns += spread_ns(next_ns, world.trace_response_next_factor[request]) if varies else next_ns
         world.row_response_ns[request] = response_ns
