@@ -200,4 +200,6 @@ def _stamps(request: Mapping[str, Any]) -> list[int] | None:
     outputs = request.get("response_outputs")
     last = outputs[-1] if isinstance(outputs, list) and outputs else None
     values = last.get("PREBA") if isinstance(last, Mapping) else None
-    return [int(value) for value in values[: len(SLICE_STAMPS)]] if isinstance(values, list) else None
+    if not isinstance(values, list) or len(values) < len(SLICE_STAMPS):
+        return None
+    return [int(value) for value in values[: len(SLICE_STAMPS)]]

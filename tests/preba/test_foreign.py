@@ -11,6 +11,7 @@ import pytest
 
 from preba.errors import FormatError, MissingFileError
 from preba.foreign.measured import merged, summary_of
+from preba.foreign.perf_analyzer import export_records
 from preba.foreign.read import read_measured
 
 CSV = (
@@ -109,6 +110,49 @@ def test_export_gives_every_request(tmp_path: Path) -> None:
     data["experiments"].append({"experiment": {"value": 5}, "requests": []})
     with pytest.raises(FormatError, match="load is 7"):
         read_measured(write(tmp_path, "two.json", data), load=7)
+
+
+def emulated_export() -> dict[str, Any]:
+    """Three requests of two batches of emulated slices, whose clock is 7,000 ns behind; the last sent comes first."""
+    stamps = ([1000, 21_000, 5, 2, 0], [1000, 21_000, 5, 2, 0], [30_000, 50_000, 4097, 1, 1])
+    requests = [
+        {
+            "timestamp": 7_500 + 100 * k,
+            "response_timestamps": [7_000 + stamp[1] + 900],
+            "response_outputs": [{"PREBA": [*stamp, *stamp], "OUTPUT": 1.0}],
+        }
+        for k, stamp in enumerate(stamps)
+    ]
+    return {"experiments": [{"experiment": {"mode": "concurrency", "value": 3}, "requests": requests[::-1]}]}
+
+
+def test_export_of_emulated_slices_holds_batches_and_records(tmp_path: Path) -> None:
+    """Each batch counts once; the slices' stamps come to perf_analyzer's clock, from the first request on."""
+    data = emulated_export()
+    found = read_measured(write(tmp_path, "export.json", data))
+    assert found.batch_histogram == {1: 1, 2: 1}
+    assert summary_of(found)["batch_size"]["mean"] == 1.5
+    records = export_records(data, origin="export.json", load=None, clock_ns=7_000)
+    assert records.issued_ns.tolist() == [0, 100, 200]
+    assert records.execution_start_ns.tolist() == [500, 500, 29_500]
+    assert records.execution_end_ns.tolist() == [20_500, 20_500, 49_500]
+    assert records.completed_ns.tolist() == [21_400, 21_400, 50_400]
+    assert records.batch_id.tolist() == [5, 5, 4097]
+    assert records.batch_size.tolist() == records.batch_units.tolist() == [2, 2, 1]
+    assert records.slice_index.tolist() == [0, 0, 1]
+    assert records.served.all()
+
+
+@pytest.mark.parametrize("outputs", [None, [], [{}], [{"PREBA": [1, 2, 3]}], [{"PREBA": "text"}], ["text"]])
+def test_export_of_other_models_is_no_run_of_emulated_slices(tmp_path: Path, outputs: Any) -> None:
+    """One answer without stamps: no batches are known, and records are refused; latencies are read as ever."""
+    data = emulated_export()
+    data["experiments"][0]["requests"][1]["response_outputs"] = outputs
+    found = read_measured(write(tmp_path, "export.json", data))
+    assert found.requests == 3
+    assert found.batch_histogram == {}
+    with pytest.raises(FormatError, match="no output PREBA"):
+        export_records(data, origin="export.json", load=None, clock_ns=0)
 
 
 def test_statistics_give_batches_and_stages(tmp_path: Path) -> None:
