@@ -1,6 +1,6 @@
 """Measures every comparison of docs/validation.md, and writes that page from what was measured.
 
-python docs/make_validation.py measure [NAME ...]   runs live servers, an hour and a half; one JSON file a case
+python docs/make_validation.py measure [NAME ...]   runs live servers, two and a half hours; one JSON file a case
 python docs/make_validation.py write                makes docs/validation.md of the JSON files
 python docs/make_validation.py check                exit code 1 and a list where a limit is missed
 """
@@ -46,9 +46,9 @@ PAGE = Path(__file__).parent / "validation.md"
 GOLDEN = Path(__file__).parents[1] / "tests" / "data" / "triton-golden.json"
 RUN_S = 32.0
 LONGER = {
-    "triton-1-delay-20": 4, "triton-1-preferred": 4, "triton-1-onoff": 4, "triton-7-onoff": 3, "triton-1-delay-action": 8,
-    "triton-1-bounded": 30, "triton-1-overloaded": 8, "triton-1-priorities": 6, "triton-3-priorities": 4,
-    "triton-3-closed-loop": 3, "envoy-7-busy": 3,
+    "triton-1-delay-20": 4, "triton-1-preferred": 4, "triton-1-onoff": 4, "triton-7-onoff": 3,
+    "triton-1-delay-action": 8, "triton-1-bounded": 30, "triton-1-overloaded": 8, "triton-1-priorities": 6,
+    "triton-3-priorities": 4, "triton-3-closed-loop": 3, "envoy-7-busy": 3,
 }  # fmt: skip
 """How many times as long cases run whose intervals are wider than their limits in so short a time: lost wake-ups are
 rare and cost half a second, bursts are few, closed loops drift in and out of step with themselves."""
@@ -429,7 +429,7 @@ METRICS = ("throughput", "mean batch", "latency mean", "latency p50", "latency p
 INTRODUCTION = """# How true the simulator is
 
 Written by `python docs/make_validation.py write` from the runs in [validation/](validation); no number is typed in.
-`python docs/make_validation.py measure` repeats them (an hour and a half on two cores, no GPU), `preba validate` does
+`python docs/make_validation.py measure` repeats them (two and a half hours on two cores, no GPU), `preba validate` does
 one scenario of your own.
 
 Each case runs a live server whose slices are real Triton processes that sleep 18 ms a batch and 2 ms an item (audio: 18
@@ -451,7 +451,8 @@ CLOSING = """## What is modelled and what is not
 |---|---|
 | batching, queueing, priorities, time-outs, balancing | exactly: the same batcher, or Triton's, checked here |
 | execution | the measured profile, scaled to what it takes under the load; its jitter only where slices compute |
-| overheads | where they happen, lines in the batch's size and their spread, under the load; bursts are not |
+| overheads | where they happen, lines in the batch's size and their spread, under the load |
+| what overheads have in common | the answers of a batch; not the ways of requests sent within half a millisecond |
 | Triton's threads | a wake-up time and a share of races, measured under the load |
 | contention for this machine's two cores | in those means; in PREBA's pipelines preprocessing has a core pinned away |
 | how fast the machine itself is | as in the rehearsal before the run; machines that are shared drift by some percent |

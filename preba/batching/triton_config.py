@@ -98,7 +98,7 @@ class TritonQuirks(StrictModel):
         description="batch ends at which the batcher runs before the backend thread is back; None: as measured with a "
         "queue policy or priorities (each is a lost wake-up), 0 without",
     )
-    batcher_first_seed: NonNegativeInt = 0
+    batcher_first_seed: NonNegativeInt = Field(default=0, description="of the races' draws and of those of wake-ups")
     batcher_wakeup_us: NonNegativeInt = Field(
         default=0,
         description="from a notification of the batcher thread to its work: what arrives meanwhile joins the batch; "

@@ -421,8 +421,9 @@ def gaps_of(seen: Seen) -> Gaps:
 def turnaround(
     seen: Seen, kept_busy: Mapping[int, Sequence[float]], line: Line, race: Race | None
 ) -> tuple[Line, JitterConfig | None]:
-    """The line of slices kept busy, and how gaps vary about it; where Triton batches, moved to those of the rehearsal.
+    """The line of slices kept busy, and how gaps vary about it; where Triton batches, that of the rehearsal.
 
+    With too few sizes of batches in the rehearsal it is the line of the busy slices, moved to the rehearsal's mean.
     Gaps of lost wake-ups, the longest ones, are left out there: they are modelled themselves.
     """
     batcher = seen.resolved.models[0].config.batcher
@@ -433,9 +434,7 @@ def turnaround(
     if race is not None and race.permille:
         kept = 1.0 - race.permille / 1e3
         found = {size: sorted(gaps)[: math.ceil(kept * len(gaps))] for size, gaps in found.items()}
-    moved = shifted(line, found, steady_mean)
-    if tells_line(found):
-        moved = line_by_size(found, steady_mean)
+    moved = line_by_size(found, steady_mean) if tells_line(found) else shifted(line, found, steady_mean)
     return moved, spread_of(relative(found, moved)) or spread_of(relative(kept_busy, line))
 
 
