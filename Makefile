@@ -64,7 +64,7 @@ readme: $(STAMP)  ## put the demo's output and picture into README.md again
 validate-gpu: $(STAMP)  ## what only a GPU can tell, within nine minutes; pieces that cannot run here say why
 	$(BIN)/preba validate-gpu --out out/gpu
 
-validation: $(STAMP)  ## measure every comparison of docs/validation.md again (live servers, half an hour) and write it
+validation: $(STAMP)  ## measure every comparison of docs/validation.md again (live servers, two and a half hours) and write it
 	$(BIN)/python docs/make_validation.py measure
 	$(BIN)/python docs/make_validation.py write
 

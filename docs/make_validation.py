@@ -53,7 +53,7 @@ LONGER = {
 """How many times as long cases run whose intervals are wider than their limits in so short a time: lost wake-ups are
 rare and cost half a second, bursts are few, closed loops drift in and out of step with themselves."""
 WAKEUP_US = 300
-"""Of Triton's batcher thread, as the cases below measure it: vectors have arrivals at the very end of a delay."""
+"""Of Triton's batcher thread, about what the cases below measure: vectors have arrivals at the very end of a delay."""
 SENDING_MS = 1.0
 """Between two requests of a vector that are due at the same time: no client sends them at once."""
 RACE_PERMILLE = 300
@@ -269,12 +269,13 @@ def by_perf_analyzer(data: dict[str, Any]) -> dict[str, Any]:
             )  # fmt: skip
             runs.append((table, export))
         clock_ns = time.time_ns() - time.monotonic_ns()
-        idle, rehearsed = (exported(resolved, *files, clock_ns) for files in runs[:2])
+        idle, rehearsed, played = (exported(resolved, *files, clock_ns) for files in runs)
         calibration = calibrate(resolved, profiles, idle, rehearsed, busy)
         theirs = resolve(calibration.scenario, folder=resolved.folder)
         found, notes = with_measured(theirs, runs[2], 5)
     return {
-        "group": "triton", "where": this_machine(), "python": platform.python_version(), "requests": None,
+        "group": "triton", "where": this_machine(), "python": platform.python_version(),
+        "requests": len(played.result.records),
         "notes": [*calibration.notes, *(note.replace(name, "") for note in notes)], "quirks": quirks_of(theirs),
         "overheads": overheads_of(theirs.scenario.server.overheads), **found.as_json(),
     }  # fmt: skip
@@ -283,7 +284,7 @@ def by_perf_analyzer(data: dict[str, Any]) -> dict[str, Any]:
 def exported(resolved: ResolvedScenario, table: Path, export: Path, clock_ns: int) -> Played:
     """A run of perf_analyzer's in the place of one of our own."""
     said = json.loads(export.read_text(encoding="utf-8"))
-    records = export_records(said, origin=str(export), load=None, clock_ns=clock_ns)
+    records = export_records(said, origin=str(export), clock_ns=clock_ns)
     scenario = resolved.scenario.model_copy(update={"run": Run(requests=len(records), warmup_requests=0)})
     with table.open(encoding="utf-8", newline="") as file:
         queue_us = float(next(csv.DictReader(file))["Server Queue"])
@@ -452,7 +453,7 @@ CLOSING = """## What is modelled and what is not
 | batching, queueing, priorities, time-outs, balancing | exactly: the same batcher, or Triton's, checked here |
 | execution | the measured profile, scaled to what it takes under the load; its jitter only where slices compute |
 | overheads | where they happen, lines in the batch's size and their spread, under the load |
-| what overheads have in common | the answers of a batch; not the ways of requests sent within half a millisecond |
+| what overheads have in common | the answers of a batch; not the ways of requests that leave nearly together |
 | Triton's threads | a wake-up time and a share of races, measured under the load |
 | contention for this machine's two cores | in those means; in PREBA's pipelines preprocessing has a core pinned away |
 | how fast the machine itself is | as in the rehearsal before the run; machines that are shared drift by some percent |
@@ -509,7 +510,7 @@ def _unexplained(every: dict[str, Any]) -> list[str]:
     lines = [LEGEND]
     heads = (
         "case", "unexplained ms", "stages, % of the mean latency", "batches of another size",
-        "in a batch of the same size", "us, batches of b (coefficient of variation, from batch to batch)",
+        "in a batch of the same size", "us, batches of b (coefficient of variation)",
     )  # fmt: skip
     lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, data in every.items():

@@ -70,13 +70,16 @@ def plan_servers(resolved: ResolvedScenario, model: ResolvedModel, longest_ns: i
     """
     central = resolved.scenario.server.topology == "central"
     groups = [model.slice_indices] if central else [(index,) for index in model.slice_indices]
-    return [_plan_server(resolved, model, group, longest_ns) for group in groups]
+    return [_plan_server(resolved, model, group, longest_ns, place) for place, group in enumerate(groups)]
 
 
 def _plan_server(
-    resolved: ResolvedScenario, model: ResolvedModel, group: Sequence[int], longest_ns: int
+    resolved: ResolvedScenario, model: ResolvedModel, group: Sequence[int], longest_ns: int, place: int
 ) -> ServerModel:
     config = model.config.batcher
+    if isinstance(config, TritonBatcher):  # the threads of each server have luck of their own
+        seed = config.quirks.batcher_first_seed + place
+        config = config.model_copy(update={"quirks": config.quirks.model_copy(update={"batcher_first_seed": seed})})
     where = f"scenario.models[{model.index}].batcher"
     profiles = [resolved.slices[index].profile for index in group]
     plan = plan_batcher(config, model.profile, profiles, length_max_ns=longest_ns, where=where)

@@ -76,8 +76,7 @@ class Trace:
         comes first in to the next; the first answer of that batch; and, where another request comes first, from the
         answer before this one's to this one's. Without any memory (one row for all) where nothing varies.
     balancer_draw : float64[n, 2]
-        Uniforms in [0, 1) for balancers that choose at random; the second of a batch's first request also says which of
-        its answers comes first.
+        Uniforms in [0, 1) for balancers that choose at random.
     think_ns : int64[n]
         In a closed loop: between the answer to this request and its client's next; else 0.
     outstanding : tuple of int or None

@@ -172,6 +172,7 @@ class ReferenceEngine:
         self.server_of = [NONE] * self.total
         self.answer_line = [deque[int]() for _ in model.servers]
         self.answered: set[int] = set()
+        self.answered_ns = [0] * len(model.servers)
         self.parked: list[list[int]] = [[] for _ in model.model_servers]
         self.armed_ns = [NEVER] * len(model.servers)
         self.credits = [[server.credits] * len(server.consumer_slice) for server in model.servers]
@@ -434,7 +435,7 @@ class ReferenceEngine:
             columns["batch_size"][request] = len(requests)
             columns["batch_units"][request] = units
             columns["attempts"][request] += 1
-        self._plan_answers(server, requests)
+        self._plan_answers(server, batch.batch_id, requests)
         self._at(end_ns, RANK_EXECUTION_END, batch.batch_id, self._end, batch)
         self._plan_next(batch, start_ns, end_ns)
 
@@ -462,11 +463,11 @@ class ReferenceEngine:
         factor *= shared.execution_slowdown
         return preprocess_ns, execution_ns(table_ns, factor, slowdown, busy, len(neighbours) - 1)
 
-    def _plan_answers(self, server: int, requests: list[int]) -> None:
+    def _plan_answers(self, server: int, batch_id: int, requests: list[int]) -> None:
         """Decides how long after the end of their batch its requests have their answers.
 
         They come one after another: in the order of the batch, or, where software varies and need not keep the order,
-        beginning with any of them.
+        beginning with each of them in turn.
         """
         model = self.model
         count = len(requests)
@@ -474,7 +475,7 @@ class ReferenceEngine:
         response_ns = self._spread(response_ns, requests[0], RESPONSE)
         begin = 0
         if model.overheads_vary and not model.servers[server].plan.keeps_order:
-            begin = int(count * self.balancer_draw[requests[0]][1])
+            begin = batch_id % count
         for place in range(begin, begin + count):
             request = requests[place % count]
             if place > begin:
@@ -529,11 +530,15 @@ class ReferenceEngine:
         now = self.now_ns
         self.last_progress_ns = now
         model_index = self.model_of[request]
+        server = self.server_of[request]
         self._leave_server(request)
         self.columns["outcome"][request] = outcome
         done_ns = now
         if outcome == SERVED:
             done_ns += self.response_ns[request]
+            if self.model.servers[server].plan.keeps_order:
+                done_ns = max(done_ns, self.answered_ns[server])
+                self.answered_ns[server] = done_ns
         self.columns["completed_ns"][request] = done_ns
         self.finished += 1
         if self.progress is not None and self.finished % PROGRESS_STEP == 0:

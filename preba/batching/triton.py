@@ -13,6 +13,7 @@ shape sleeps until the next event.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 from preba.batching.queues import payload_add, payload_open, queue_pop, queue_push, refuse
@@ -81,12 +82,15 @@ _WORD = 0xFFFF_FFFF
 _SEED_STEP = 0x9E37_79B9
 _MIX_FIRST = 0x7FEB_352D
 _MIX_SECOND = 0x3C6E_F372 | 1
-EXPONENTIAL_COUNT = 256
-EXPONENTIAL_UNIT = 1024
+EXPONENTIAL_COUNT = 64
+EXPONENTIAL_UNIT = 1 << 16
+_LEFT = [place / EXPONENTIAL_COUNT for place in range(EXPONENTIAL_COUNT, 0, -1)]
+_ABOVE = [left * (1.0 - math.log(left)) for left in _LEFT]
 EXPONENTIAL = tuple(
-    round(-EXPONENTIAL_UNIT * math.log(1.0 - (place + 0.5) / EXPONENTIAL_COUNT)) for place in range(EXPONENTIAL_COUNT)
+    round(EXPONENTIAL_UNIT * EXPONENTIAL_COUNT * (above - further))
+    for above, further in itertools.pairwise([*_ABOVE, 0.0])
 )
-"""Quantiles of an exponential time of mean 1, in units: integers, so that every engine draws the same."""
+"""Means of equal shares of an exponential time of mean 1, in units: integers, so that every engine draws the same."""
 
 
 def triton_enqueue(state: BatcherState, now_ns: int, request: int) -> int:

@@ -34,8 +34,8 @@ V_QUEUE_LENGTH = V_POLICY_FIRST + 13  # payloads any instance may take
 V_DEADLINES = V_POLICY_FIRST + 14  # waiting requests that a sweep could reject
 V_RETURNS = V_POLICY_FIRST + 15  # times a consumer came back while requests waited
 V_WAKE_NS = V_POLICY_FIRST + 27  # when a batcher that has been notified will run, 0 = it has not been
-V_WAKES = V_POLICY_FIRST + 29  # wake-ups so far
 V_AWAKE = V_POLICY_FIRST + 28  # 1: that time has come
+V_WAKES = V_POLICY_FIRST + 29  # wake-ups so far
 V_IDLING = V_POLICY_FIRST + 26  # 1: the batcher went to sleep because nothing waited
 
 # The cursor: how far the last scan of the waiting requests came.

@@ -36,12 +36,14 @@ from preba.cli.triton_threads import (
     lost_wakeups,
     overtakings,
     taking,
+    told_wakeup,
     wakeup,
     wakeup_by_ones,
     wakeups_by_gaps,
     with_race,
     with_spread,
     with_wakeup,
+    without_wakeup,
 )
 from preba.cli.ways import (
     ALONE_MIN,
@@ -224,7 +226,9 @@ def calibrate(
     prepared = preprocessing_of(seen)
     gaps = gaps_of(seen)
     # Clients of a closed loop send when they have their answers, several at once: who joins whom tells nothing there.
-    threads = wakeup(resolved, seen.records) if seen.native and not seen.closed else Wakeup(0.0, "")
+    threads = told_wakeup(seen.triton)
+    if threads is None and seen.native and not seen.closed:
+        threads = wakeup(resolved, seen.records)
     overheads, said = overheads_of(seen, prepared, gaps, threads)
     changes: dict[str, Any] = {
         "server": resolved.scenario.server.model_copy(update={"overheads": overheads}),
@@ -486,7 +490,7 @@ def as_played(run: Simulation) -> Played:
 # -- the scenario's sections -----------------------------------------------------------------------------------------
 
 
-def overheads_of(seen: Seen, prepared: Prepared, gaps: Gaps, threads: Wakeup) -> tuple[Overheads, list[str]]:
+def overheads_of(seen: Seen, prepared: Prepared, gaps: Gaps, threads: Wakeup | None) -> tuple[Overheads, list[str]]:
     """The overheads section, and what is said of it."""
     answers = answers_after_batch(seen.resolved, seen.profiles, [seen.rehearsed], gaps.dispatch_us)
     if answers.line.values < PAIRS_MIN:
@@ -494,11 +498,18 @@ def overheads_of(seen: Seen, prepared: Prepared, gaps: Gaps, threads: Wakeup) ->
     front = native_ways_us(seen) if seen.native else prepared.before_us
     if not seen.native and len(front) < ALONE_MIN:
         front = before_batcher_us(seen.alone)[0]
-    less_us = threads.us + prepared.held_us  # these are simulated themselves
-    mean_us = steady_mean(front) if len(front) else 0.0
-    way_us = way_under_load(seen.resolved, seen.idle, seen.rehearsed) if seen.native and len(front) else None
-    front_us = max((mean_us if way_us is None else way_us) - less_us, 0.0) if len(front) else 0.0
-    front_spread = spread_of((front - less_us) / max(mean_us - less_us, 1.0)) if front_us > 0 else None
+    front_us, way_us = 0.0, None
+    front_spread: JitterConfig | None = None
+    if len(front):
+        own = front - prepared.held_us  # this and the wake-up are simulated themselves
+        own = own if threads is None else without_wakeup(own, threads)
+        mean_us = steady_mean(own)
+        if seen.native:
+            way_us = way_under_load(
+                seen.resolved, seen.idle, seen.rehearsed, threads.us if threads is not None else 0.0
+            )
+        front_us = max(mean_us if way_us is None else way_us, 0.0)
+        front_spread = spread_of(own / max(mean_us, 1.0)) if front_us > 0 else None
     ingress_us = 0.0
     if prepared.section is not None:
         ingress_us = max(front_us - max(after_preprocessing_us(seen.records) - prepared.held_us, 0.0), 0.0)
@@ -547,12 +558,14 @@ def _varies(spread: JitterConfig | None) -> str:
     return "" if spread is None else f"; coefficient of variation {spread.factor_cv():.2f}"
 
 
-def models_of(seen: Seen, prepared: Prepared, threads: Wakeup, ratios: Sequence[Array]) -> tuple[Model, ...]:
+def models_of(seen: Seen, prepared: Prepared, threads: Wakeup | None, ratios: Sequence[Array]) -> tuple[Model, ...]:
     """The models with measured profiles, and with the spreads that they do not have of their own."""
     scenario = seen.resolved.scenario
     found: list[Model] = []
     for model, profile, ratio in zip(scenario.models, seen.profiles, ratios, strict=True):
-        fields: dict[str, Any] = {"execution_profile": profile, "batcher": with_wakeup(model.batcher, threads)}
+        fields: dict[str, Any] = {"execution_profile": profile}
+        if threads is not None:
+            fields["batcher"] = with_wakeup(model.batcher, threads)
         if prepared.section is not None and isinstance(scenario.preprocessing, DaliSlicePreprocessing):
             indices = seen.resolved.models[len(found)].slice_indices
             fields["slices"] = tuple(indices)  # those of preprocessing stay free
@@ -564,7 +577,7 @@ def models_of(seen: Seen, prepared: Prepared, threads: Wakeup, ratios: Sequence[
     return tuple(found)
 
 
-def with_threads(seen: Seen, calibrated: Scenario, gaps: Gaps, threads: Wakeup) -> tuple[Scenario, list[str]]:
+def with_threads(seen: Seen, calibrated: Scenario, gaps: Gaps, threads: Wakeup | None) -> tuple[Scenario, list[str]]:
     """The scenario with Triton's threads as they were found to behave, and what is said of them."""
     triton, notes = seen.triton, list[str]()
     if triton is None:
@@ -572,7 +585,7 @@ def with_threads(seen: Seen, calibrated: Scenario, gaps: Gaps, threads: Wakeup) 
     folder = seen.resolved.folder
     if triton.prefetching and len(seen.resolved.models[0].slice_indices) > 1:
         longer = unhurried(resolve(calibrated, folder=folder), seen.profiles, seen.rehearsed)
-        if longer.turnaround_us > gaps.line.fixed_us:
+        if longer != calibrated.server.overheads:
             notes.append(
                 f"slices that are slow to return are overtaken by others: the turnaround is {longer.turnaround_us:.0f} "
                 f"us and {longer.turnaround_request_us:.0f} us a request where {gaps.line.fixed_us:.0f} and "
@@ -582,11 +595,10 @@ def with_threads(seen: Seen, calibrated: Scenario, gaps: Gaps, threads: Wakeup) 
             calibrated = calibrated.model_copy(update={"server": server})
     if seen.limit < 2:
         return calibrated, notes
-    if seen.closed and "batcher_wakeup_us" not in triton.quirks.model_fields_set:
+    if threads is None:
         threads = wakeup_by_ones(resolve(calibrated, folder=folder), seen.rehearsed.trace, seen.records)
         calibrated = taking(calibrated, threads.us)
-    if threads.text:
-        notes.append(threads.text)
+    notes.append(threads.text)
     race, rehearsed = gaps.race, seen.rehearsed
     if triton.prefetching and triton.max_queue_delay_us > 0:
         known = resolve(calibrated, folder=folder)

@@ -9,14 +9,18 @@ on what else it has to do.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from preba.batchers import BatcherConfig
 from preba.batching.triton_config import TritonBatcher
+from preba.cli.lines import spread_of, without_stalls
+from preba.jitter import EmpiricalJitter
 from preba.records import Records
 from preba.scenario.draw import draw_scenario_trace
 from preba.scenario.resolve import ResolvedScenario, resolve
@@ -25,8 +29,9 @@ from preba.trace import Trace
 from sim.run import DEFAULT_ENGINE, Simulation, simulate
 
 __all__ = [
-    "IDLE_NS", "Race", "Wakeup", "delay_ns", "drawn_as_long", "head_waits_us", "lost_wakeups", "overtakings", "taking",
-    "wakeup", "wakeup_by_ones", "wakeups_by_gaps", "with_race", "with_spread", "with_wakeup",
+    "IDLE_NS", "Race", "Wakeup", "delay_ns", "drawn_as_long", "head_waits_us", "lost_wakeups", "other_races",
+    "overtakings", "taking", "told_wakeup", "wakeup", "wakeup_by_ones", "wakeups_by_gaps", "with_race", "with_spread",
+    "with_wakeup", "without_wakeup",
 ]  # fmt: skip
 
 IDLE_NS = 2_000_000
@@ -41,6 +46,8 @@ CONTRAST = 0.05
 GAPS_MIN = 25
 TICK_US = 500_000.0
 """After which a batcher that sleeps on looks by itself."""
+SPREAD_SHARE = 0.75
+"""Standard deviation of the ways to an idle instance, as a share of the wake-up, from which that is exponential."""
 DRAWS = 5
 """Simulations whose mean is compared: closed loops drift in and out of step with themselves."""
 WAKEUPS_US = (0.0, 75.0, 150.0, 225.0, 300.0, 450.0)
@@ -49,10 +56,24 @@ SHARES = (0, 100, 200, 300, 400, 500, 600, 800, 1000)
 
 @dataclass(frozen=True)
 class Wakeup:
-    """From a notification of the batcher to its work, the mean, and a sentence about it for the report."""
+    """From a notification of the batcher to its work.
+
+    Attributes
+    ----------
+    us : float
+        The mean, in microseconds.
+    varies : bool
+        It is exponential rather than always as long.
+    text : str
+        A sentence for the report.
+    pairs : int
+        Pairs of requests that told, or 0.
+    """
 
     us: float
+    varies: bool
     text: str
+    pairs: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,8 +88,26 @@ def with_wakeup(batcher: BatcherConfig, found: Wakeup) -> BatcherConfig:
     """The batcher with the wake-up that was measured, unless it has been told its own."""
     if not isinstance(batcher, TritonBatcher) or "batcher_wakeup_us" in batcher.quirks.model_fields_set:
         return batcher
-    quirks = batcher.quirks.model_copy(update={"batcher_wakeup_us": round(found.us), "batcher_wakeup_varies": True})
-    return batcher.model_copy(update={"quirks": quirks})
+    fields = {"batcher_wakeup_us": round(found.us), "batcher_wakeup_varies": found.varies}
+    if "batcher_wakeup_varies" in batcher.quirks.model_fields_set:
+        del fields["batcher_wakeup_varies"]
+    return batcher.model_copy(update={"quirks": batcher.quirks.model_copy(update=fields)})
+
+
+def told_wakeup(batcher: TritonBatcher | None) -> Wakeup | None:
+    """The wake-up that the scenario itself says."""
+    if batcher is None or "batcher_wakeup_us" not in batcher.quirks.model_fields_set:
+        return None
+    us, varies = batcher.quirks.batcher_wakeup_us, batcher.quirks.batcher_wakeup_varies
+    return Wakeup(us, varies, f"Triton's batcher thread takes {us} us to wake up, as the scenario says")
+
+
+def without_wakeup(ways_us: NDArray[np.float64], found: Wakeup) -> NDArray[np.float64]:
+    """Ways to an instance, in microseconds, less the mean and the variance of the wake-up that they contain."""
+    mean_us, variance = float(ways_us.mean()), float(without_stalls(ways_us).var())
+    own = max(1.0 - found.us**2 / variance, 0.0) if found.varies and variance > 0 else 1.0
+    less: NDArray[np.float64] = mean_us - found.us + math.sqrt(own) * (ways_us - mean_us)
+    return less
 
 
 def with_race(batcher: BatcherConfig, found: Race) -> BatcherConfig:
@@ -139,7 +178,8 @@ def wakeup(resolved: ResolvedScenario, records: Records) -> Wakeup:
     """
     batcher = resolved.models[0].config.batcher
     if not isinstance(batcher, TritonBatcher) or not batcher.dynamic_batching or batcher.max_batch_size < 2:
-        return Wakeup(0.0, "Triton's batcher thread: nothing joins anything, so that its wake-up makes no difference")
+        text = "Triton's batcher thread: nothing joins anything, so that its wake-up makes no difference"
+        return Wakeup(0.0, varies=False, text=text)
     from_ns = delay_ns(batcher)
     early = [*batcher.preferred_batch_size, batcher.max_batch_size] if from_ns > 0 else []
     after: list[NDArray[np.int64]] = []
@@ -156,16 +196,19 @@ def wakeup(resolved: ResolvedScenario, records: Records) -> Wakeup:
     inside = (late_ns >= 0) & (late_ns < WINDOW_NS)
     if inside.sum() < PAIRS_MIN:
         text = "Triton's batcher thread: too few requests met an idle slice to see how long it takes to wake up"
-        return Wakeup(0.0, text)
+        return Wakeup(0.0, varies=False, text=text, pairs=int(inside.sum()))
     place = late_ns[inside] * BINS // WINDOW_NS
     count = np.bincount(place, minlength=BINS)
     share = np.bincount(place, weights=same[inside], minlength=BINS) / np.maximum(count, 1)
     us = float(share[count > 0].sum()) * WINDOW_NS / BINS / 1e3
+    # Each way to an idle instance contains a wake-up: with less spread than that it cannot be exponential.
+    varies = float(without_stalls(head_waits_us(resolved, records, batcher.max_batch_size)).std()) > SPREAD_SHARE * us
     text = (
-        f"Triton's batcher thread takes {us:.0f} us to wake up ({int(inside.sum())} requests that came within 3 ms "
-        "after it was notified or a delay was over, with an idle slice: how many of them joined the batch)"
+        f"Triton's batcher thread takes {us:.0f} us to wake up{', exponentially' if varies else ''} "
+        f"({int(inside.sum())} requests that came within 3 ms after it was notified or a delay was over, with an idle "
+        "slice: how many of them joined the batch)"
     )
-    return Wakeup(us, text)
+    return Wakeup(us, varies, text, int(inside.sum()))
 
 
 def wakeup_by_ones(calibrated: ResolvedScenario, trace: Trace, records: Records) -> Wakeup:
@@ -186,7 +229,8 @@ def wakeup_by_ones(calibrated: ResolvedScenario, trace: Trace, records: Records)
     """
     shares = np.zeros((DRAWS, len(WAKEUPS_US)))
     for draw in range(DRAWS):
-        scenario = calibrated.scenario.model_copy(update={"seed": calibrated.scenario.seed + draw})
+        scenario = other_races(calibrated.scenario, draw)
+        scenario = scenario.model_copy(update={"seed": scenario.seed + draw})
         drawn = with_spread(resolve(scenario, folder=calibrated.folder), trace)
         for place, us in enumerate(WAKEUPS_US):
             told = resolve(taking(scenario, us), folder=calibrated.folder)
@@ -194,25 +238,47 @@ def wakeup_by_ones(calibrated: ResolvedScenario, trace: Trace, records: Records)
             shares[draw, place] = share_of_ones(played.select(played.served))
     fallen, seen = monotone_falling(shares.mean(axis=0)), share_of_ones(records)
     if fallen[0] - fallen[-1] <= CONTRAST:
-        return Wakeup(0.0, "Triton's batcher thread: how long it takes to wake up makes no difference here")
+        text = "Triton's batcher thread: how long it takes to wake up makes no difference here"
+        return Wakeup(0.0, varies=False, text=text)
     us = float(np.interp(seen, fallen[::-1], WAKEUPS_US[::-1]))
     text = (
-        f"Triton's batcher thread takes {us:.0f} us to wake up: {100 * seen:.1f} % of the batches have one request, "
+        f"Triton's batcher thread takes {'at least ' if us == WAKEUPS_US[-1] else ''}{us:.0f} us to wake up, "
+        f"exponentially: {100 * seen:.1f} % of the batches have one request, "
         f"{100 * fallen[0]:.1f} % if it takes no time, {100 * fallen[-1]:.1f} % if {WAKEUPS_US[-1]:.0f} us"
     )
-    return Wakeup(us, text)
+    return Wakeup(us, varies=True, text=text)
 
 
 def taking(scenario: Scenario, us: float) -> Scenario:
     """A scenario of one model whose batcher takes so long to wake up; its way to the batcher is shorter by that."""
-    overheads = scenario.server.overheads
-    shorter = overheads.model_copy(update={"frontend_us": max(overheads.frontend_us - us, 0.0)})
-    model = scenario.models[0]
-    if isinstance(model.batcher, TritonBatcher):
-        quirks = model.batcher.quirks.model_copy(update={"batcher_wakeup_us": round(us), "batcher_wakeup_varies": True})
-        model = model.model_copy(update={"batcher": model.batcher.model_copy(update={"quirks": quirks})})
-    server = scenario.server.model_copy(update={"overheads": shorter})
+    overheads, model = scenario.server.overheads, scenario.models[0]
+    if not isinstance(model.batcher, TritonBatcher):
+        return scenario
+    us = min(us, overheads.frontend_us)  # it is a part of that
+    batcher = with_wakeup(model.batcher, Wakeup(us, varies=True, text=""))
+    changes: dict[str, Any] = {"frontend_us": overheads.frontend_us - us}
+    jitter = overheads.frontend_jitter
+    if isinstance(jitter, EmpiricalJitter) and changes["frontend_us"] > 0:
+        ways_us = overheads.frontend_us * np.array(jitter.factors) / np.mean(jitter.factors)
+        varies = isinstance(batcher, TritonBatcher) and batcher.quirks.batcher_wakeup_varies
+        own_us = without_wakeup(ways_us, Wakeup(us, varies, text=""))
+        changes["frontend_jitter"] = spread_of(own_us / changes["frontend_us"])
+    server = scenario.server.model_copy(update={"overheads": overheads.model_copy(update=changes)})
+    model = model.model_copy(update={"batcher": batcher})
     return scenario.model_copy(update={"server": server, "models": (model,)})
+
+
+def other_races(scenario: Scenario, draw: int) -> Scenario:
+    """A scenario in which Triton's threads have other luck; as it is with draw 0."""
+    models = []
+    for model in scenario.models:
+        batcher = model.batcher
+        if isinstance(batcher, TritonBatcher):
+            seed = batcher.quirks.batcher_first_seed + draw
+            quirks = batcher.quirks.model_copy(update={"batcher_first_seed": seed})
+            batcher = batcher.model_copy(update={"quirks": quirks})
+        models.append(model.model_copy(update={"batcher": batcher}))
+    return scenario.model_copy(update={"models": tuple(models)})
 
 
 def share_of_ones(records: Records) -> float:

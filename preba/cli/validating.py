@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 
 from accel.inputs import InputLimits, read_wav
-from preba.batching.triton_config import TritonBatcher
 from preba.cli.calibrating import calibrate
 from preba.cli.load import measured_summary
 from preba.cli.rehearsing import batch_limit, kept_busy, one_at_a_time, rehearsal
 from preba.cli.served import served
 from preba.cli.simulate import run_and_summarise
-from preba.cli.triton_threads import drawn_as_long
+from preba.cli.triton_threads import drawn_as_long, other_races
 from preba.errors import ScenarioError
 from preba.profile import LatencyProfile
 from preba.records import Records
@@ -40,7 +39,9 @@ from runtime.profiling import Plan, measure_model, profile_of
 from sim.context import report_context
 from sim.run import DEFAULT_ENGINE, Simulation, simulate
 
-__all__ = ["Compared", "ValidationPlan", "compare_runs", "fresh_summaries", "live_and_simulated"]
+__all__ = [
+    "Compared", "ValidationPlan", "compare_runs", "fresh_summaries", "live_and_simulated", "measured_slices",
+]  # fmt: skip
 
 Say = Callable[[str], None]
 WARMUP_SHARE = 0.05
@@ -141,7 +142,20 @@ def live_and_simulated(resolved: ResolvedScenario, plan: ValidationPlan, say: Sa
 def measured_slices(
     resolved: ResolvedScenario, plan: ValidationPlan, say: Say
 ) -> tuple[list[LatencyProfile], list[Played]]:
-    """The profile of each model, and runs that keep slices busy with batches of several sizes."""
+    """Measures slices on servers of their own: the profile of each model, and runs that keep them busy.
+
+    Parameters
+    ----------
+    resolved : ResolvedScenario
+    plan : ValidationPlan
+    say : callable
+        Is told what is going on.
+
+    Returns
+    -------
+    tuple of list of LatencyProfile and list of Played
+        Profiles by model; a run for each of several sizes of batches.
+    """
     say("measuring latency profiles through Triton")
     profiles = [measured_profile(resolved, model, plan) for model in resolved.models]
     say("measuring busy slices")
@@ -221,17 +235,8 @@ def fresh_summaries(resolved: ResolvedScenario, draws: int) -> list[dict[str, An
 def replayed(calibrated: ResolvedScenario, played: Played, draw: int) -> Simulation:
     """A simulation of what was played, with draws of its own of how things vary inside the server."""
     records = played.result.records
-    scenario = calibrated.scenario
-    models = []
-    for model in scenario.models:
-        batcher = model.batcher
-        if isinstance(batcher, TritonBatcher):
-            seed = batcher.quirks.batcher_first_seed + draw
-            quirks = batcher.quirks.model_copy(update={"batcher_first_seed": seed})
-            batcher = batcher.model_copy(update={"quirks": quirks})
-        models.append(model.model_copy(update={"batcher": batcher}))
-    seed = scenario.seed + (DRAW_SEED + draw if draw else 0)
-    scenario = scenario.model_copy(update={"models": tuple(models), "seed": seed})
+    scenario = other_races(calibrated.scenario, draw)
+    scenario = scenario.model_copy(update={"seed": scenario.seed + (DRAW_SEED + draw if draw else 0)})
     told = resolve(scenario, folder=calibrated.folder)
     drawn = drawn_as_long(told, played.trace)
     # The files that were sent may have other sizes than the traced ones; how preprocessing spreads is measured.

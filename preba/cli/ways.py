@@ -85,12 +85,12 @@ def timer_lateness_us(resolved: ResolvedScenario, records: Records) -> float:
     return steady_mean(late_us) if len(late_us) >= ALONE_MIN else 0.0
 
 
-def way_under_load(resolved: ResolvedScenario, idle: Played, rehearsed: Played) -> float | None:
+def way_under_load(resolved: ResolvedScenario, idle: Played, rehearsed: Played, wakeup_us: float = 0.0) -> float | None:
     """The ways to the server's queue and from it to the slice under the load, in microseconds, the mean.
 
     What passes from schedule to execution, without the time that the server's statistics count as waiting in its queue
-    but for what a lone request waits there too, beyond the batcher's delay; ``None`` where the server counts nothing.
-    Of several servers only the first is asked, so that its slice's requests are what is compared.
+    but for what a lone request waits there too, beyond the batcher's delay and its wake-up; ``None`` where the server
+    counts nothing. Of several servers only the first is asked, so that its slice's requests are what is compared.
     """
     records = rehearsed.result.records.select(rehearsed.result.records.served)
     if resolved.scenario.server.topology == "per_slice":
@@ -100,7 +100,7 @@ def way_under_load(resolved: ResolvedScenario, idle: Played, rehearsed: Played) 
         return None
     alone_us = idle.queue_us - (delay_ns(batcher) / 1e3 if isinstance(batcher, TritonBatcher) else 0.0)
     way_us = float((records.execution_start_ns - records.scheduled_ns).mean()) / 1e3 - rehearsed.queue_us
-    return way_us + max(alone_us, 0.0)
+    return way_us + max(alone_us - wakeup_us, 0.0)
 
 
 def way_to_slice_us(records: Records, alone: Records) -> float:

@@ -68,6 +68,7 @@ def merged(files: Sequence[Measured]) -> Measured:
     found: Json = {name: getattr(first, name) for name in Measured.__dataclass_fields__}
     for other in others:
         timed = bool(found["latency_ms"]) or found["latencies_ns"] is not None
+        batched = bool(found["batch_histogram"]) or found["batch_mean"] is not None
         for name in Measured.__dataclass_fields__:
             value = getattr(other, name)
             if name == "source":
@@ -76,6 +77,8 @@ def merged(files: Sequence[Measured]) -> Measured:
                 found[name] = (*found[name], *value)
             elif name in ("latency_ms", "latencies_ns") and timed and other.from_server != first.from_server:
                 continue  # the server's own latency is not what the clients saw
+            elif name in ("batch_histogram", "batch_mean") and batched:
+                continue  # both from one file
             elif name == "stages_ms":
                 found[name] = found[name] or value  # stages of one file add up; those of two may not
             elif isinstance(value, Mapping):

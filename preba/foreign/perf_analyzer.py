@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -124,7 +125,7 @@ def read_export(data: Mapping[str, Any], *, origin: str, load: float | None = No
     )
 
 
-def export_records(data: Mapping[str, Any], *, origin: str, load: float | None, clock_ns: int) -> Records:
+def export_records(data: Mapping[str, Any], *, origin: str, clock_ns: int, load: float | None = None) -> Records:
     """Records of a profile export of one of this project's emulated slices, whose answers say what batch they were in.
 
     Parameters
@@ -132,10 +133,10 @@ def export_records(data: Mapping[str, Any], *, origin: str, load: float | None, 
     data : mapping
     origin : str
         Name of the file.
-    load : float, optional
-        The scenario's concurrency or rate, where the file has several experiments.
     clock_ns : int
         perf_analyzer's clock, the wall's, minus the monotonic one of the slices.
+    load : float, optional
+        The scenario's concurrency or rate, where the file has several experiments.
 
     Returns
     -------
@@ -146,9 +147,11 @@ def export_records(data: Mapping[str, Any], *, origin: str, load: float | None, 
     Raises
     ------
     FormatError
-        It has no such experiment, or its answers are not those of emulated slices.
+        It has no such experiment, its answers are not those of emulated slices, or requests have several units.
     """
     times, stamps, _ = _answered(data, origin=origin, load=load)
+    if stamps is not None and (stamps[:, -1] > 1).any():
+        raise FormatError(f"{origin}: its requests have a batch dimension of their own (-b); records need 1")
     if stamps is None:
         raise FormatError(f"{origin}: its answers have no output PREBA: not a run against emulated slices")
     first_ns = int(times[0, 0])
@@ -156,11 +159,14 @@ def export_records(data: Mapping[str, Any], *, origin: str, load: float | None, 
     for name in ("scheduled_ns", "issued_ns", "preprocess_start_ns", "preprocess_end_ns", "enqueued_ns",
                  "dispatched_ns"):  # fmt: skip
         columns[name] = times[:, 0] - first_ns
-    for name, values in zip(SLICE_STAMPS, stamps.T, strict=True):
+    for name, values in zip(SLICE_STAMPS, stamps.T[:-1], strict=True):
         shift_ns = clock_ns - first_ns if name.endswith("_ns") else 0
         columns[name] = (values + shift_ns).astype(columns[name].dtype)
     columns["batch_units"] = columns["batch_size"]
     columns["completed_ns"] = times[:, 1] - first_ns
+    # Stamps of two processes may cross by the few microseconds between taking and sending them.
+    for before, name in itertools.pairwise(("issued_ns", "execution_start_ns", "execution_end_ns", "completed_ns")):
+        columns[name] = np.maximum(columns[name], columns[before])
     for name, value in (("outcome", SERVED), ("attempts", 1), ("server_index", 0)):
         columns[name] = np.full_like(columns[name], value)
     return Records(**columns)
@@ -169,7 +175,7 @@ def export_records(data: Mapping[str, Any], *, origin: str, load: float | None, 
 def _answered(
     data: Mapping[str, Any], *, origin: str, load: float | None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64] | None, int]:
-    """Answered requests in order: (sent, answered) in ns, and what emulated slices said; then how many failed."""
+    """Answered requests in order: (sent, answered) in ns; stamps of emulated slices and units; how many failed."""
     experiments = data["experiments"]
     if len(experiments) > 1:
         experiments = [one for one in experiments if one.get("experiment", {}).get("value") == load]
@@ -196,10 +202,11 @@ def _answered(
 
 
 def _stamps(request: Mapping[str, Any]) -> list[int] | None:
-    """The first row of an emulated slice's output."""
+    """The first row of an emulated slice's output, and how many rows there are: one a unit."""
     outputs = request.get("response_outputs")
     last = outputs[-1] if isinstance(outputs, list) and outputs else None
     values = last.get("PREBA") if isinstance(last, Mapping) else None
-    if not isinstance(values, list) or len(values) < len(SLICE_STAMPS):
+    width = len(SLICE_STAMPS)
+    if not isinstance(values, list) or len(values) < width or not all(isinstance(value, int) for value in values):
         return None
-    return [int(value) for value in values[: len(SLICE_STAMPS)]]
+    return [*values[:width], len(values) // width]

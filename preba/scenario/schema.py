@@ -19,6 +19,7 @@ from preba.profile import LatencyProfile
 from preba.scenario.live import Live
 from preba.sizes import SizesConfig
 from preba.strict import StrictModel
+from preba.trace_table import PARTS
 from preba.validation import Validation
 
 SCHEMA_VERSION = 1
@@ -73,7 +74,7 @@ class Overheads(StrictModel):
     """The answers of a batch are this much later for each request in it, beyond ``response_us``."""
     response_next_us: NonNegativeFloat = 0.0
     """The answers of a batch come one after another, so far apart: in the order of its requests, or, where overheads
-    vary and the batcher need not keep the order, beginning with any of them."""
+    vary and the batcher need not keep the order, beginning with each of them in turn."""
     response_us: NonNegativeFloat = 0.0
     """From the end of execution to a client having the first answer of the batch."""
     frontend_jitter: JitterConfig | None = None
@@ -87,8 +88,7 @@ class Overheads(StrictModel):
 
     def jitters(self) -> tuple[JitterConfig, ...] | None:
         """Those of the parts of a trace's ``overhead_factor``, in their order; ``None`` where nothing varies."""
-        given = (self.frontend_jitter, self.turnaround_jitter, self.response_jitter, self.response_next_jitter)
-        found = tuple(one or NoJitter(kind="none") for one in given)
+        found = tuple(getattr(self, f"{part}_jitter") or NoJitter(kind="none") for part in PARTS["overhead_factor"])
         return None if all(one.kind == "none" for one in found) else found
 
 

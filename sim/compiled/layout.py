@@ -141,10 +141,10 @@ _WORLD: dict[str, Place] = {
     "row_owner": Row(OWNER_WORD),
     "row_step": Row(8),
     "row_joined_ns": Row(9),
+    "row_response_ns": Row(9),  # once a batch has it, no station will ask when it joined
     "row_server": Row(10),
     "row_line_next": Row(16),
     "row_answered": Row(17),
-    "row_response_ns": Row(18),
     # per model
     "model_route": _TABLE,
     "model_route_length": _TABLE,
@@ -177,6 +177,7 @@ _WORLD: dict[str, Place] = {
     "server_keeps_order": _TABLE,
     "server_line_head": _STATE,
     "server_line_tail": _STATE,
+    "server_answered_ns": _STATE,
     "server_armed_ns": _STATE,
     "server_alarm_ns": _STATE,
     "server_timer_place": _STATE,

@@ -356,13 +356,13 @@ def start(world: World, server: int, consumer: int) -> None:
         world.batch_size[request] = count
         world.batch_units[request] = units
         world.attempts[request] += 1
-    plan_answers(world, server, state, count)
+    plan_answers(world, batch, state, count)
     if world.server_keeps_order[server] == 1:
         line_up(world, server, state.out_request[0])
     plan_events(world, batch, start_ns, end_ns, consumer, count)
 
 
-def plan_answers(world: World, server: int, state: Batcher, count: int) -> None:
+def plan_answers(world: World, batch: int, state: Batcher, count: int) -> None:
     """Decides how long after the end of their batch its requests have their answers: one after another."""
     begin = 0
     response_ns = world.config[C_RESPONSE_NS] + count * world.config[C_RESPONSE_REQUEST_NS]
@@ -370,8 +370,8 @@ def plan_answers(world: World, server: int, state: Batcher, count: int) -> None:
     varies = world.config[C_OVERHEADS_VARY] == 1
     if varies:
         response_ns = spread_ns(response_ns, world.trace_response_factor[state.out_request[0]])
-        if world.server_keeps_order[server] == 0:
-            begin = int(count * world.trace_second_draw[state.out_request[0]])
+        if world.server_keeps_order[world.batch_server[batch]] == 0:
+            begin = world.batch_id_of[batch] % count
     for k in range(count):
         request = state.out_request[(begin + k) % count]
         if k > 0:
@@ -547,11 +547,15 @@ def finish(world: World, request: int, outcome: int) -> None:
     """A request has its answer, or its refusal."""
     now_ns = world.clock[K_NOW_NS]
     world.clock[K_PROGRESS_NS] = now_ns
+    server = world.row_server[request]
     leave_server(world, request)
     world.outcome[request] = outcome
     done_ns = now_ns
     if outcome == SERVED:
         done_ns += world.row_response_ns[request]
+        if world.server_keeps_order[server] == 1:
+            done_ns = max(done_ns, world.server_answered_ns[server])
+            world.server_answered_ns[server] = done_ns
     else:
         never_executed(world, request)
     world.completed_ns[request] = done_ns

@@ -183,6 +183,7 @@ class RunMemory:
         self._put("server_keeps_order", [int(server.plan.keeps_order) for server in servers])
         self._full("server_line_head", len(servers), NONE)
         self._full("server_line_tail", len(servers), NONE)
+        self._full("server_answered_ns", len(servers))
         self._full("server_armed_ns", len(servers), NEVER)
         self._full("server_alarm_ns", len(servers), NEVER)
         self._full("server_timer_place", len(servers), NONE)

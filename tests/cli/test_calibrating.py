@@ -19,15 +19,15 @@ from preba.cli.triton_threads import (
     head_waits_us,
     lost_wakeups,
     overtakings,
-    taking,
     wakeup,
     wakeup_by_ones,
     with_race,
     with_wakeup,
+    without_wakeup,
 )
 from preba.cli.ways import answers_after_batch, execution_ratios, gaps_between_batches, way_under_load
 from preba.scenario.resolve import ResolvedScenario, resolve
-from preba.scenario.schema import Overheads
+from preba.scenario.schema import Overheads, Run
 from runtime.load.run import Played
 from sim.run import simulate
 
@@ -56,7 +56,7 @@ def played(resolved: ResolvedScenario) -> Played:
     return Played(run.result, run.trace, {}, (), ())
 
 
-def told(resolved: ResolvedScenario, **quirks: int) -> ResolvedScenario:
+def told(resolved: ResolvedScenario, **quirks: Any) -> ResolvedScenario:
     """The scenario with other threads."""
     model = resolved.scenario.models[0]
     update = model.batcher.quirks.model_copy(update=quirks)
@@ -94,7 +94,7 @@ def test_wakeup_of_the_batcher_is_seen_in_who_joins_whom(toy: Any, wakeup_us: in
     resolved = told(plain, batcher_wakeup_us=wakeup_us)
     records = played(resolved).result.records
     found = wakeup(resolved, records)
-    assert int(found.text.partition("(")[2].split()[0]) > 1000
+    assert found.pairs > 1000
     # A little short: the end of a batch wakes the batcher too, and what comes then is seen sooner.
     assert found.us == pytest.approx(wakeup_us, abs=60 + 0.05 * wakeup_us)
     waits = head_waits_us(resolved, records, 8)
@@ -103,36 +103,80 @@ def test_wakeup_of_the_batcher_is_seen_in_who_joins_whom(toy: Any, wakeup_us: in
     assert batcher.quirks.batcher_wakeup_us == round(found.us)
 
 
-def closed_loop(toy: Any, wakeup_us: int) -> ResolvedScenario:
+def closed_loop(toy: Any, front_us: float, **quirks: Any) -> ResolvedScenario:
     """Three slices and 24 clients whose answers come one after another."""
     model = toy.model(
         toy.profile({"2g": TABLE}, modality="tensor"), {"kind": "closed_loop", "outstanding": 24},
-        sizes={"kind": "constant", "tensor_kb": 1}, batcher={"kind": "triton", "max_batch_size": 8},
+        sizes={"kind": "constant", "tensor_kb": 1},
+        batcher={"kind": "triton", "max_batch_size": 8, "quirks": quirks},
     )  # fmt: skip
     overheads = {
-        "frontend_us": 900.0, "frontend_jitter": {"kind": "lognormal", "cv": 0.2},
+        "frontend_us": front_us, "frontend_jitter": {"kind": "lognormal", "cv": 0.2},
         "turnaround_us": 880.0, "turnaround_request_us": 135.0, "turnaround_jitter": {"kind": "lognormal", "cv": 0.25},
         "response_us": 880.0, "response_request_us": 110.0, "response_jitter": {"kind": "lognormal", "cv": 0.25},
         "response_next_us": 100.0, "response_next_jitter": {"kind": "exponential"},
     }  # fmt: skip
     server = {"topology": "central", "overheads": overheads}
     data = toy.scenario([model], partition="3x2g.10gb", requests=60_000, server=server, live={"batching": "triton"})
-    return told(toy.resolve(data), batcher_wakeup_us=wakeup_us, batcher_wakeup_varies=True)
+    return toy.resolve(data)
 
 
-@pytest.mark.parametrize("wakeup_us", [0, 100, 250])
+@pytest.mark.parametrize("wakeup_us", [0, 100, 200])
 def test_wakeup_in_a_closed_loop_is_seen_in_batches_of_one(toy: Any, wakeup_us: int) -> None:
-    """Who sends with their answers shows it in how many requests go alone; the way that is left is shorter by it."""
-    known = closed_loop(toy, wakeup_us)
-    server = known.scenario.server
-    whole = server.overheads.model_copy(update={"frontend_us": 900.0 + wakeup_us})
-    unknown = taking(known.scenario, 0.0)
-    unknown = unknown.model_copy(update={"server": server.model_copy(update={"overheads": whole})})
-    run = played(known)
-    found = wakeup_by_ones(resolve(unknown, folder=known.folder), run.trace, run.result.records)
+    """Who sends with their answers shows it in how many requests go alone."""
+    run = played(closed_loop(toy, 900.0, batcher_wakeup_us=wakeup_us, batcher_wakeup_varies=True))
+    found = wakeup_by_ones(closed_loop(toy, 900.0 + wakeup_us), run.trace, run.result.records)
     assert found.us == pytest.approx(wakeup_us, abs=60)
+    assert found.varies
     assert "have one request" in found.text
-    assert taking(unknown, found.us).server.overheads.frontend_us == pytest.approx(900 + wakeup_us - found.us)
+
+
+def test_closed_loop_is_calibrated_as_it_was_told(toy: Any) -> None:
+    """Through everything: lines, spreads, and a wake-up whose mean and variance are not in the way any more."""
+    known = closed_loop(toy, 900.0, batcher_wakeup_us=150, batcher_wakeup_varies=True)
+    alone = known.scenario.models[0].arrivals.model_copy(update={"outstanding": 1})
+    model = known.scenario.models[0].model_copy(update={"arrivals": alone})
+    scenario = known.scenario.model_copy(update={"models": (model,), "run": Run(requests=2000, warmup_requests=0)})
+    idle, run = played(resolve(scenario, folder=known.folder)), played(known)
+    asked = closed_loop(toy, 900.0)
+    found = calibrate(asked, [known.models[0].execution], idle, run, [played(triton(toy, 1, 220.0))])
+    overheads, quirks = found.scenario.server.overheads, found.scenario.models[0].batcher.quirks
+    assert quirks.batcher_wakeup_us == pytest.approx(150, abs=60)
+    assert quirks.batcher_wakeup_varies
+    assert overheads.frontend_us + quirks.batcher_wakeup_us == pytest.approx(1050, rel=0.03)
+    way_us = overheads.frontend_us * overheads.frontend_jitter.factor_cv()
+    assert way_us**2 + quirks.batcher_wakeup_us**2 == pytest.approx(180**2 + 150**2, rel=0.2)
+    for size in (1, 8):
+        assert overheads.turnaround_us + size * overheads.turnaround_request_us == pytest.approx(
+            880 + size * 135, rel=0.08
+        )
+        assert overheads.response_us + size * overheads.response_request_us == pytest.approx(880 + size * 110, rel=0.05)
+    assert overheads.response_next_us == pytest.approx(100, rel=0.05)
+
+
+def test_wakeup_that_a_scenario_says_itself_is_kept(toy: Any) -> None:
+    """It is taken off the way, and neither its mean nor whether it varies is changed."""
+    for varies in (True, False):
+        known = closed_loop(toy, 900.0, batcher_wakeup_us=250, batcher_wakeup_varies=varies)
+        run = played(known)
+        found = calibrate(known, [known.models[0].execution], run, run, [played(triton(toy, 1, 220.0))])
+        quirks = found.scenario.models[0].batcher.quirks
+        assert (quirks.batcher_wakeup_us, quirks.batcher_wakeup_varies) == (250, varies)
+        assert any("as the scenario says" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("varies", [True, False])
+def test_wakeup_that_varies_is_told_from_one_that_does_not(toy: Any, *, varies: bool) -> None:
+    """By the spread of the ways that contain it, which is then not in the way's own jitter."""
+    known = told(triton(toy, 7, 400.0, requests=20_000), batcher_wakeup_us=400, batcher_wakeup_varies=varies)
+    run = played(known)
+    found = wakeup(known, run.result.records)
+    assert found.us == pytest.approx(400, abs=80)
+    assert found.varies == varies
+    waits = head_waits_us(known, run.result.records, 8)
+    own = without_wakeup(waits, found)
+    assert own.mean() == pytest.approx(waits.mean() - found.us)
+    assert own.std() < 120
 
 
 def test_wakeup_is_not_made_up_from_a_few_requests(toy: Any) -> None:
@@ -236,7 +280,9 @@ def test_turnaround_of_slices_that_overtake_one_another_is_found(toy: Any) -> No
     seen = np.mean([gap / (600 + 200 * size) for size, each in gaps.items() for gap in each])
     found = calibrate(known, profiles, run, run, [busy]).scenario.server.overheads
     assert seen < 0.93
-    assert found.turnaround_us + 4 * found.turnaround_request_us == pytest.approx(600 + 4 * 200, rel=0.05)
+    for size, rel in ((1, 0.1), (4, 0.08), (8, 0.08)):
+        turnaround_us = found.turnaround_us + size * found.turnaround_request_us
+        assert turnaround_us == pytest.approx(600 + size * 200, rel=rel), size
 
 
 def test_spread_leaves_out_a_machine_that_stood_still_and_few_values() -> None:

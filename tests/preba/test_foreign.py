@@ -119,7 +119,7 @@ def emulated_export() -> dict[str, Any]:
         {
             "timestamp": 7_500 + 100 * k,
             "response_timestamps": [7_000 + stamp[1] + 900],
-            "response_outputs": [{"PREBA": [*stamp, *stamp], "OUTPUT": 1.0}],
+            "response_outputs": [{"PREBA": stamp, "OUTPUT": 1.0}],
         }
         for k, stamp in enumerate(stamps)
     ]
@@ -132,7 +132,7 @@ def test_export_of_emulated_slices_holds_batches_and_records(tmp_path: Path) -> 
     found = read_measured(write(tmp_path, "export.json", data))
     assert found.batch_histogram == {1: 1, 2: 1}
     assert summary_of(found)["batch_size"]["mean"] == 1.5
-    records = export_records(data, origin="export.json", load=None, clock_ns=7_000)
+    records = export_records(data, origin="export.json", clock_ns=7_000)
     assert records.issued_ns.tolist() == [0, 100, 200]
     assert records.execution_start_ns.tolist() == [500, 500, 29_500]
     assert records.execution_end_ns.tolist() == [20_500, 20_500, 49_500]
@@ -143,7 +143,9 @@ def test_export_of_emulated_slices_holds_batches_and_records(tmp_path: Path) -> 
     assert records.served.all()
 
 
-@pytest.mark.parametrize("outputs", [None, [], [{}], [{"PREBA": [1, 2, 3]}], [{"PREBA": "text"}], ["text"]])
+@pytest.mark.parametrize(
+    "outputs", [None, [], [{}], [{"PREBA": [1, 2, 3]}], [{"PREBA": "text"}], [{"PREBA": ["a"] * 5}], ["text"]]
+)
 def test_export_of_other_models_is_no_run_of_emulated_slices(tmp_path: Path, outputs: Any) -> None:
     """One answer without stamps: no batches are known, and records are refused; latencies are read as ever."""
     data = emulated_export()
@@ -152,7 +154,24 @@ def test_export_of_other_models_is_no_run_of_emulated_slices(tmp_path: Path, out
     assert found.requests == 3
     assert found.batch_histogram == {}
     with pytest.raises(FormatError, match="no output PREBA"):
-        export_records(data, origin="export.json", load=None, clock_ns=0)
+        export_records(data, origin="export.json", clock_ns=0)
+
+
+def test_export_of_requests_with_several_units_gives_no_records() -> None:
+    """perf_analyzer's -b: a batch of two requests has other units than two, and none are made up."""
+    data = emulated_export()
+    output = data["experiments"][0]["requests"][0]["response_outputs"][0]
+    output["PREBA"] = output["PREBA"] * 2
+    with pytest.raises(FormatError, match="-b"):
+        export_records(data, origin="export.json", clock_ns=0)
+
+
+def test_batches_of_an_export_go_before_those_of_statistics(tmp_path: Path) -> None:
+    """Statistics count since the server's start: their sizes are not added to those of the run."""
+    export = write(tmp_path, "export.json", emulated_export())
+    both = merged([read_measured(export), read_measured(write(tmp_path, "stats.json", STATISTICS), model="toy")])
+    assert both.batch_histogram == {1: 1, 2: 1}
+    assert summary_of(both)["batch_size"]["mean"] == 1.5
 
 
 def test_statistics_give_batches_and_stages(tmp_path: Path) -> None:

@@ -173,10 +173,13 @@ def check_order(records: Records, resolved: ResolvedScenario) -> None:
             answered = records.select(np.flatnonzero((records.model_index == model.index) & records.served))
             for server in np.unique(answered.server_index):
                 line = answered.select(answered.server_index == server)
-                overheads = resolved.scenario.server.overheads  # sent in order, not received
-                varies = overheads.jitters() is not None or overheads.response_next_us > 0
-                if not resolved.scenario.events and not varies:
-                    assert np.all(np.diff(line.completed_ns[np.argsort(line.batch_id, kind="stable")]) >= 0)
+                batches = np.unique(line.batch_id, return_inverse=True)[1]
+                first, last = (np.zeros(batches.max() + 1, dtype=np.int64) for _ in range(2))
+                first[:] = np.iinfo(np.int64).max
+                np.minimum.at(first, batches, line.completed_ns)
+                np.maximum.at(last, batches, line.completed_ns)
+                if not resolved.scenario.events:
+                    assert np.all(last[:-1] <= first[1:])
         late = isinstance(config, NoBatching | GreedyBatching) or (
             isinstance(config, FixedBatching) and config.forms == "at_dispatch"
         )
