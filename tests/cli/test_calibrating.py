@@ -309,6 +309,9 @@ def test_way_under_load_is_what_the_queue_does_not_explain(toy: Any) -> None:
 
     assert way_under_load(resolved, after(4.0, 3000.0), after(20.0, 5000.0)) == pytest.approx(16_000)
     assert way_under_load(resolved, after(4.0, 1000.0), after(20.0, 5000.0)) == pytest.approx(15_000)
+    # A wake-up that is simulated itself is in the queue's time already, however long it is under the load.
+    assert way_under_load(resolved, after(4.0, 3000.0), after(20.0, 5000.0), 400.0) == pytest.approx(15_600)
+    assert way_under_load(resolved, after(4.0, 3000.0), after(20.0, 5000.0), 2500.0) == pytest.approx(15_000)
     assert way_under_load(resolved, after(4.0, None), after(20.0, 5000.0)) is None
 
 
