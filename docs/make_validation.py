@@ -14,7 +14,6 @@ import platform
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +26,16 @@ from preba.cli.served import served
 from preba.cli.validate import with_measured
 from preba.cli.validating import ValidationPlan, live_and_simulated, measured_slices
 from preba.foreign.perf_analyzer import export_records
+from preba.foreign.read import read_measured
+from preba.scenario.draw import draw_scenario_trace
 from preba.scenario.load import load_scenario
 from preba.scenario.resolve import ResolvedScenario, resolve
 from preba.scenario.schema import Overheads, Run
 from preba.trace_table import PARTS
 from preba.units import ns_from_ms
 from runtime.gpu.onnx_file import write_convolutions
-from runtime.load.run import Played, Target, play
+from runtime.load.run import Played, Target, live_result, play
 from runtime.profiling import this_machine
-from sim.run import DEFAULT_ENGINE, simulate
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 from perf_analyzer import analysed, prepared
@@ -269,13 +269,14 @@ def by_perf_analyzer(data: dict[str, Any]) -> dict[str, Any]:
             )  # fmt: skip
             runs.append((table, export))
         clock_ns = time.time_ns() - time.monotonic_ns()
-        idle, rehearsed, played = (exported(resolved, *files, clock_ns) for files in runs)
+        idle, rehearsed = (exported(resolved, *files, clock_ns) for files in runs[:2])
         calibration = calibrate(resolved, profiles, idle, rehearsed, busy)
         theirs = resolve(calibration.scenario, folder=resolved.folder)
         found, notes = with_measured(theirs, runs[2], 5)
+        requests = read_measured(runs[2][1]).requests
     return {
         "group": "triton", "where": this_machine(), "python": platform.python_version(),
-        "requests": len(played.result.records),
+        "requests": requests,
         "notes": [*calibration.notes, *(note.replace(name, "") for note in notes)], "quirks": quirks_of(theirs),
         "overheads": overheads_of(theirs.scenario.server.overheads), **found.as_json(),
     }  # fmt: skip
@@ -288,9 +289,8 @@ def exported(resolved: ResolvedScenario, table: Path, export: Path, clock_ns: in
     scenario = resolved.scenario.model_copy(update={"run": Run(requests=len(records), warmup_requests=0)})
     with table.open(encoding="utf-8", newline="") as file:
         queue_us = float(next(csv.DictReader(file))["Server Queue"])
-    simulation = simulate(resolve(scenario, folder=resolved.folder), engine=DEFAULT_ENGINE)
-    result = replace(simulation.result, engine="live", records=records, end_ns=int(records.completed_ns.max()))
-    return Played(result, simulation.trace, {}, (), (), queue_us)
+    trace = draw_scenario_trace(resolve(scenario, folder=resolved.folder))
+    return Played(live_result(resolved, records), trace, {}, (), (), queue_us)
 
 
 def overheads_of(overheads: Overheads) -> dict[str, Any]:
@@ -366,8 +366,7 @@ def model_batches(
 ) -> list[tuple[float, int]]:
     """(start ms, units) of every batch, by the batcher alone; ``race`` draws who is first at the ends of batches."""
     first = {"batcher_first_permille": RACE_PERMILLE if race else 0, "batcher_first_seed": race}
-    quirks = policy.quirks.model_copy(update={**first, "batcher_wakeup_us": WAKEUP_US})
-    policy = policy.model_copy(update={"quirks": quirks})
+    policy = policy.with_quirks(**first, batcher_wakeup_us=WAKEUP_US)
     state = policy.to_settings().make_state(consumers=vector["instances"], capacity=len(times))
     for request in range(len(times)):
         state.request_units[request] = vector["units_per_request"]

@@ -78,8 +78,7 @@ def _plan_server(
 ) -> ServerModel:
     config = model.config.batcher
     if isinstance(config, TritonBatcher):  # the threads of each server have luck of their own
-        seed = config.quirks.batcher_first_seed + place
-        config = config.model_copy(update={"quirks": config.quirks.model_copy(update={"batcher_first_seed": seed})})
+        config = config.with_quirks(batcher_first_seed=config.quirks.batcher_first_seed + place)
     where = f"scenario.models[{model.index}].batcher"
     profiles = [resolved.slices[index].profile for index in group]
     plan = plan_batcher(config, model.profile, profiles, length_max_ns=longest_ns, where=where)

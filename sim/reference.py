@@ -32,6 +32,7 @@ from preba.batching.state import (
     SERVED,
 )
 from preba.records import Records, StationSpans, column_names, empty_columns
+from preba.trace_table import PARTS
 from preba.units import NS_PER_S
 from sim.model import SLICE_FAILS, SimModel
 from sim.order import (
@@ -81,7 +82,7 @@ class _StationQueue:
         self.is_hop = station.kind == "hop"
 
 
-FRONTEND, TURNAROUND, RESPONSE, RESPONSE_NEXT = range(4)
+FRONTEND, TURNAROUND, RESPONSE, RESPONSE_NEXT = range(len(PARTS["overhead_factor"]))
 """Parts of the trace's ``overhead_factor``."""
 
 

@@ -308,6 +308,10 @@ class TritonBatcher(StrictModel):
         levels = range(1, self.priority_levels + 1)
         return tuple(self.priority_queue_policy.get(level, self.default_queue_policy) for level in levels)
 
+    def with_quirks(self, **fields: int | None) -> TritonBatcher:
+        """The same batcher with some quirks told; the others stay as they are."""
+        return self.model_copy(update={"quirks": self.quirks.model_copy(update=fields)})
+
     def to_settings(self) -> TritonSettings:
         """Turns the configuration into the integers that ``preba.batching`` runs on.
 

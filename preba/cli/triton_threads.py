@@ -22,6 +22,7 @@ from preba.batching.triton_config import TritonBatcher
 from preba.cli.lines import spread_of, without_stalls
 from preba.jitter import EmpiricalJitter
 from preba.records import Records
+from preba.report.usage import first_of_batch
 from preba.scenario.draw import draw_scenario_trace
 from preba.scenario.resolve import ResolvedScenario, resolve
 from preba.scenario.schema import Run, Scenario
@@ -91,7 +92,7 @@ def with_wakeup(batcher: BatcherConfig, found: Wakeup) -> BatcherConfig:
     fields = {"batcher_wakeup_us": round(found.us), "batcher_wakeup_varies": found.varies}
     if "batcher_wakeup_varies" in batcher.quirks.model_fields_set:
         del fields["batcher_wakeup_varies"]
-    return batcher.model_copy(update={"quirks": batcher.quirks.model_copy(update=fields)})
+    return batcher.with_quirks(**fields)
 
 
 def told_wakeup(batcher: TritonBatcher | None) -> Wakeup | None:
@@ -116,8 +117,7 @@ def with_race(batcher: BatcherConfig, found: Race) -> BatcherConfig:
         return batcher
     if batcher.quirks.batcher_first_permille is not None:
         return batcher
-    quirks = batcher.quirks.model_copy(update={"batcher_first_permille": found.permille})
-    return batcher.model_copy(update={"quirks": quirks})
+    return batcher.with_quirks(batcher_first_permille=found.permille)
 
 
 def delay_ns(batcher: TritonBatcher) -> int:
@@ -274,17 +274,14 @@ def other_races(scenario: Scenario, draw: int) -> Scenario:
     for model in scenario.models:
         batcher = model.batcher
         if isinstance(batcher, TritonBatcher):
-            seed = batcher.quirks.batcher_first_seed + draw
-            quirks = batcher.quirks.model_copy(update={"batcher_first_seed": seed})
-            batcher = batcher.model_copy(update={"quirks": quirks})
+            batcher = batcher.with_quirks(batcher_first_seed=batcher.quirks.batcher_first_seed + draw)
         models.append(model.model_copy(update={"batcher": batcher}))
     return scenario.model_copy(update={"models": tuple(models)})
 
 
 def share_of_ones(records: Records) -> float:
     """Batches of one request among all."""
-    sizes = records.batch_size[np.unique(records.batch_id, return_index=True)[1]]
-    return float((sizes == 1).mean())
+    return float((records.batch_size[first_of_batch(records)] == 1).mean())
 
 
 def lost_wakeups(resolved: ResolvedScenario, records: Records, usual_ns: Callable[[int], int]) -> Race:

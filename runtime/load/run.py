@@ -183,15 +183,7 @@ def play(
             queue_us = (after[1] - before[1]) / 1e3 / (after[0] - before[0])
     records = records_of(observed, trace, messages)
     lag = lag_figures(observed.columns)
-    result = RunResult(
-        engine="live",
-        records=records,
-        spans=_no_spans(),
-        stations=(),
-        slices=tuple(unit.facts() for unit in resolved.slices),
-        models=tuple(model.config.name for model in resolved.models),
-        end_ns=int(records.completed_ns.max(initial=0)),
-    )
+    result = live_result(resolved, records)
     errors = tuple((code, text, count) for (code, text), count in observed.errors.most_common())
     return Played(result, trace, lag, tuple(_warnings(observed, records, lag, errors)), errors, queue_us)
 
@@ -323,6 +315,25 @@ def records_of(observed: Observed, trace: Trace, messages: Sequence[Messages]) -
         units = np.bincount(group, weights=trace.batch_units[untold])
         filled["batch_units"][untold] = units[group].astype(np.int32)
     return Records(**{name: filled[name] for name in column_names()})
+
+
+def live_result(resolved: ResolvedScenario, records: Records) -> RunResult:
+    """A live run as a result: only its records are known from the outside.
+
+    Parameters
+    ----------
+    resolved : ResolvedScenario
+    records : Records
+    """
+    return RunResult(
+        engine="live",
+        records=records,
+        spans=_no_spans(),
+        stations=(),
+        slices=tuple(unit.facts() for unit in resolved.slices),
+        models=tuple(model.config.name for model in resolved.models),
+        end_ns=int(records.completed_ns.max(initial=0)),
+    )
 
 
 def clock_offset_ns(columns: dict[str, Any], started_ns: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 from preba.batching.state import OUT_COUNT, SCALAR_COUNT
+from preba.trace_table import PARTS
 from sim.compiled.memory import BlockType, Column, Fixed, Own, Place, Row
 
 World: TypeAlias = Any
@@ -79,6 +80,7 @@ HEAP_WORDS = 3  # time, order key, payload
 
 _REQUEST_TRACE = Column(masked=True, constant=True)
 _REQUEST_TRACE_I4 = Column("i4", masked=True, constant=True)
+_OVERHEAD = Column("f8", masked=True, constant=True, stride=len(PARTS["overhead_factor"]))
 _RECORD = Column(masked=True)
 _RECORD_I4 = Column("i4", masked=True)
 _TABLE = Column(constant=True)
@@ -123,10 +125,10 @@ _WORLD: dict[str, Place] = {
     "trace_scheduled_ns": _REQUEST_TRACE,
     "trace_model": _REQUEST_TRACE_I4,
     "trace_factor": Column("f8", masked=True, constant=True),
-    "trace_frontend_factor": Column("f8", masked=True, constant=True, stride=4),
-    "trace_turnaround_factor": Column("f8", masked=True, constant=True, stride=4),
-    "trace_response_factor": Column("f8", masked=True, constant=True, stride=4),
-    "trace_response_next_factor": Column("f8", masked=True, constant=True, stride=4),
+    "trace_frontend_factor": _OVERHEAD,
+    "trace_turnaround_factor": _OVERHEAD,
+    "trace_response_factor": _OVERHEAD,
+    "trace_response_next_factor": _OVERHEAD,
     "trace_first_draw": Column("f8", masked=True, constant=True, stride=2),
     "trace_second_draw": Column("f8", masked=True, constant=True, stride=2),
     "trace_think_ns": _REQUEST_TRACE,

@@ -59,8 +59,7 @@ def played(resolved: ResolvedScenario) -> Played:
 def told(resolved: ResolvedScenario, **quirks: Any) -> ResolvedScenario:
     """The scenario with other threads."""
     model = resolved.scenario.models[0]
-    update = model.batcher.quirks.model_copy(update=quirks)
-    model = model.model_copy(update={"batcher": model.batcher.model_copy(update={"quirks": update})})
+    model = model.model_copy(update={"batcher": model.batcher.with_quirks(**quirks)})
     return resolve(resolved.scenario.model_copy(update={"models": (model,)}), folder=resolved.folder)
 
 
@@ -197,7 +196,7 @@ def test_lost_wakeups_are_counted_where_nothing_else_wakes_the_batcher(toy: Any,
     assert found.permille == pytest.approx(permille, abs=60)
     batcher = triton(toy, 1, 160.0, **policy).scenario.models[0].batcher
     assert with_race(batcher, found).batcher_first_permille() == found.permille
-    told_itself = batcher.model_copy(update={"quirks": batcher.quirks.model_copy(update={"batcher_first_permille": 9})})
+    told_itself = batcher.with_quirks(batcher_first_permille=9)
     assert with_race(told_itself, found).batcher_first_permille() == 9
     assert with_race(batcher, Race(None, "")) == batcher
 
