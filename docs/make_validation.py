@@ -46,7 +46,7 @@ PAGE = Path(__file__).parent / "validation.md"
 GOLDEN = Path(__file__).parents[1] / "tests" / "data" / "triton-golden.json"
 RUN_S = 32.0
 LONGER = {
-    "triton-1-delay-20": 4, "triton-1-preferred": 4, "triton-1-onoff": 4, "triton-7-onoff": 3,
+    "triton-1-delay-20": 4, "triton-1-preferred": 4, "triton-1-onoff": 10, "triton-7-onoff": 3,
     "triton-1-delay-action": 8, "triton-1-bounded": 30, "triton-1-overloaded": 8, "triton-1-priorities": 6,
     "triton-3-priorities": 4, "triton-3-closed-loop": 3, "envoy-7-busy": 3,
 }  # fmt: skip
