@@ -8,6 +8,7 @@ python docs/make_validation.py check                exit code 1 and a list where
 from __future__ import annotations
 
 import csv
+import datetime as dt
 import json
 import math
 import platform
@@ -47,7 +48,7 @@ GOLDEN = Path(__file__).parents[1] / "tests" / "data" / "triton-golden.json"
 RUN_S = 32.0
 LONGER = {
     "triton-1-delay-20": 4, "triton-1-preferred": 4, "triton-1-onoff": 10, "triton-7-onoff": 3,
-    "triton-1-delay-action": 8, "triton-1-bounded": 30, "triton-1-overloaded": 8, "triton-1-priorities": 6,
+    "triton-1-delay-action": 8, "triton-1-bounded": 45, "triton-1-overloaded": 8, "triton-1-priorities": 6,
     "triton-3-priorities": 4, "triton-3-closed-loop": 3, "envoy-7-busy": 3,
 }  # fmt: skip
 """How many times as long cases run whose intervals are wider than their limits in so short a time: lost wake-ups are
@@ -225,7 +226,7 @@ def measure(names: list[str]) -> None:
             write(name, by_perf_analyzer(every["triton-3-closed-loop"][1]))
             continue
         if name == "golden":
-            write("golden", {"vectors": golden(), "where": this_machine(), "python": platform.python_version()})
+            write(name, {"vectors": golden(), **facts()})
             continue
         group, data = every[name]
         plan = ValidationPlan(fresh=3, repeats=10 if name == "preba-audio" else 30)
@@ -234,7 +235,7 @@ def measure(names: list[str]) -> None:
         write(
             name,
             {
-                "group": group, "where": this_machine(), "python": platform.python_version(),
+                "group": group, **facts(),
                 "requests": len(compared.played.result.records), "notes": list(compared.notes),
                 "quirks": quirks_of(compared.calibrated),
                 "overheads": overheads_of(compared.calibrated.scenario.server.overheads), **found,
@@ -275,11 +276,16 @@ def by_perf_analyzer(data: dict[str, Any]) -> dict[str, Any]:
         found, notes = with_measured(theirs, runs[2], 5)
         requests = read_measured(runs[2][1]).requests
     return {
-        "group": "triton", "where": this_machine(), "python": platform.python_version(),
-        "requests": requests,
+        "group": "triton", **facts(), "requests": requests,
         "notes": [*calibration.notes, *(note.replace(name, "") for note in notes)], "quirks": quirks_of(theirs),
         "overheads": overheads_of(theirs.scenario.server.overheads), **found.as_json(),
     }  # fmt: skip
+
+
+def facts() -> dict[str, str]:
+    """Where and when."""
+    today = dt.datetime.now(tz=dt.UTC).date().isoformat()
+    return {"where": this_machine(), "python": platform.python_version(), "date": today}
 
 
 def exported(resolved: ResolvedScenario, table: Path, export: Path, clock_ns: int) -> Played:
@@ -439,7 +445,9 @@ what passes between two batches of a slice, how Triton's threads behave. Then th
 same trace is simulated, five times with draws of what varies inside the server. An error is simulated minus measured,
 in percent of the measured value; in brackets half its 95 % interval, from leaving out each twentieth of the requests in
 turn: both runs had the same arrivals, so that what those happened to be is in both (of perf_analyzer's run half the
-interval of the measured figure).
+interval of the measured figure). *Hindsight*, in cases measured since there is such a column: the errors of a
+simulation with what was measured in the compared run itself: the model's part, the rest is a machine that changed after
+the rehearsal.
 
 Loads are 50 to 60 % of what full batches carry, 70 % with priorities, with a bounded queue of one instance, in closed
 loops and in `envoy-7-busy`, 110 % where requests are refused for their age, 120 % in `triton-3-bounded` and
@@ -455,7 +463,7 @@ CLOSING = """## What is modelled and what is not
 | what overheads have in common | the answers of a batch; not the ways of requests that leave nearly together |
 | Triton's threads | a wake-up time and a share of races, measured under the load |
 | contention for this machine's two cores | in those means; in PREBA's pipelines preprocessing has a core pinned away |
-| how fast the machine itself is | as in the rehearsal before the run; machines that are shared drift by some percent |
+| how fast the machine itself is | as in the rehearsal; a shared machine drifts by some percent (*hindsight*) |
 | the load generator's own lag | its mean, in the way to the batcher; it is a column of the measured records |
 | GPU: memory bandwidth, clocks, PCIe | not measured yet: no GPU was at hand |
 """
@@ -475,8 +483,8 @@ def write_page() -> None:
             lines += [f"## {title}\n", *_table(mine), "", *_unexplained(mine), ""]
     if "golden" in every:
         lines += _golden_lines(every["golden"]["vectors"])
-    where = sorted({data["where"] for data in every.values()})
-    lines += [CLOSING, f"Measured on: {'; '.join(where)}."]
+    where, dates = (sorted({data[key] for data in every.values()}) for key in ("where", "date"))
+    lines += [CLOSING, f"Measured on: {'; '.join(where)}; {' to '.join(dict.fromkeys((dates[0], dates[-1])))}."]
     PAGE.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
@@ -509,7 +517,7 @@ def _unexplained(every: dict[str, Any]) -> list[str]:
     lines = [LEGEND]
     heads = (
         "case", "unexplained ms", "stages, % of the mean latency", "batches of another size",
-        "in a batch of the same size", "us, batches of b (coefficient of variation)",
+        "in a batch of the same size", "hindsight", "us, batches of b (coefficient of variation)",
     )  # fmt: skip
     lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, data in every.items():
@@ -524,7 +532,7 @@ def _unexplained(every: dict[str, Any]) -> list[str]:
         lines.append(
             f"| {name} | {data['unexplained_ms']:+.2f} | {', '.join(stages) or '–'} | "
             f"{'–' if apart is None else _cell(apart) + ' %'} | "
-            f"{same.get('same_batch_percent', 0):.0f} % of requests | "
+            f"{same.get('same_batch_percent', 0):.0f} % of requests | {_hindsight(data['rows'])} | "
             f"{over.get('ingress_us', 0.0) + over['frontend_us']:.0f}{_cv(over, 'frontend')} "
             f"before, {over['response_us']:.0f} + {over['response_request_us']:.0f} b{_cv(over, 'response')} after"
             f"{_next(over)}, "
@@ -544,6 +552,13 @@ SHORT = {
     "response": "response",
 }  # fmt: skip
 """What the page calls stages that are judged together."""
+
+
+def _hindsight(rows: list[dict[str, Any]]) -> str:
+    """What the model alone misses of mean and tail."""
+    errors = {row["metric"]: row.get("hindsight_error_percent") for row in rows}
+    found = {name: errors[f"latency {name}"] for name in ("mean", "p99")}
+    return ", ".join(f"{name} {error:+.1f}" for name, error in found.items() if error is not None) or "–"
 
 
 def _cv(overheads: dict[str, Any], part: str) -> str:

@@ -18,7 +18,7 @@ import typer
 from accel.executors import available_backends
 from preba.cli.progress import stderr_console
 from preba.cli.validating import ValidationPlan, live_and_simulated
-from preba.errors import OutputError, PrebaError, ScenarioError, nearest
+from preba.errors import MissingFileError, OutputError, PrebaError, ScenarioError, nearest
 from preba.mig.catalogue import device_names
 from preba.profile import profile_from_dict
 from preba.profile_yaml import profile_to_yaml
@@ -62,6 +62,8 @@ def validate_gpu(
     for one in wanted:
         if one not in SHARES_OF_TIME:
             raise ScenarioError(f"--pieces: no piece {one!r}{nearest(one, SHARES_OF_TIME)}")
+    if onnx is not None and not onnx.is_file():
+        raise MissingFileError(f"--onnx {onnx}: no such file")
     console = stderr_console()
     cut = None if try_on_cpu else mig_cut()
     bed = Bed("cpu") if try_on_cpu else Bed("sm-partition") if cut is None else Bed("mig", cut)
@@ -163,8 +165,6 @@ def live(onnx: Path | None, seconds: float, bed: Bed) -> dict[str, Any]:
 
 
 def _why_not_live(onnx: Path | None, bed: Bed) -> str | None:
-    if onnx is not None and not onnx.is_file():
-        return f"{onnx}: no such file"
     if onnx is None and importlib.util.find_spec("onnx") is None:
         return "onnx is not installed, which makes a model, and --onnx names none"
     try:

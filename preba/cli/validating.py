@@ -136,7 +136,23 @@ def live_and_simulated(resolved: ResolvedScenario, plan: ValidationPlan, say: Sa
     say("simulating the same trace")
     calibration = calibrate(resolved, profiles, idle, rehearsed, busy)
     calibrated = resolve(calibration.scenario, folder=resolved.folder)
-    return compare_runs(resolved, calibrated, played, plan, calibration.notes)
+    hindsight = None
+    if not resolved.scenario.events:  # which the overheads of the run would be mixed with
+        own = calibrate(resolved, profiles, idle, played, busy).scenario
+        hindsight = resolve(own, folder=resolved.folder)
+    notes = (*calibration.notes, *stolen_note(rehearsed, played))
+    return compare_runs(resolved, calibrated, played, plan, notes, hindsight)
+
+
+def stolen_note(rehearsed: Played, played: Played) -> tuple[str, ...]:
+    """What this machine's host gave to others, if it says so and gave any: the least of what disturbed the runs."""
+    before, then = rehearsed.stolen_percent, played.stolen_percent
+    if not before and not then:
+        return ()
+    said = (
+        f"{before or 0.0:.2f} % of its CPU time to others during the rehearsal and {then or 0.0:.2f} % during the run"
+    )
+    return (f"the host of this machine gave {said}",)
 
 
 def measured_slices(
@@ -248,20 +264,41 @@ def replayed(calibrated: ResolvedScenario, played: Played, draw: int) -> Simulat
     return simulate(told, engine=DEFAULT_ENGINE, trace=sent)
 
 
+def replayed_summary(calibrated: ResolvedScenario, played: Played, draw: int) -> dict[str, Any]:
+    """The figures of such a simulation."""
+    simulation = replayed(calibrated, played, draw)
+    return summarise(simulation.result, report_context(calibrated, simulation))
+
+
 def compare_runs(
     resolved: ResolvedScenario,
     calibrated: ResolvedScenario,
     played: Played,
     plan: ValidationPlan,
     notes: Sequence[str],
+    hindsight: ResolvedScenario | None = None,
 ) -> Compared:
-    """Simulates what was played, and fresh draws, and puts both beside each other."""
+    """Simulates what was played, and fresh draws, and puts both beside each other.
+
+    Parameters
+    ----------
+    resolved : ResolvedScenario
+    calibrated : ResolvedScenario
+        With what was measured before.
+    played : Played
+    plan : ValidationPlan
+    notes : sequence of str
+    hindsight : ResolvedScenario, optional
+        With what was measured in the run itself: its errors stand beside the others and judge nothing.
+    """
     _, here = measured_summary(resolved, played)
     simulation = replayed(calibrated, played, 0)
     context = report_context(calibrated, simulation)
     there = summarise(simulation.result, context)
-    others = [replayed(calibrated, played, draw) for draw in range(1, plan.repeated)]
-    every = [there, *(summarise(other.result, report_context(calibrated, other)) for other in others)]
+    every = [there, *(replayed_summary(calibrated, played, draw) for draw in range(1, plan.repeated))]
+    own = None
+    if hindsight is not None:
+        own = mean_of_runs([replayed_summary(hindsight, played, draw) for draw in range(plan.repeated)])
     fresh = fresh_summaries(calibrated, plan.fresh)
     pair = []
     for result in (played.result, simulation.result):
@@ -271,8 +308,9 @@ def compare_runs(
         if len(records_kept) == 0:
             raise ScenarioError(f"nothing to compare: {what} served no request after the warm-up")
     found = validate_runs(
-        here, mean_of_runs(every), limits=resolved.scenario.validation, fresh=fresh, records=(pair[0], pair[1])
-    )
+        here, mean_of_runs(every), limits=resolved.scenario.validation, fresh=fresh, records=(pair[0], pair[1]),
+        hindsight=own,
+    )  # fmt: skip
     kind = resolved.scenario.live.slices
     said = list(notes)
     if isinstance(kind, EmulatedSlices):

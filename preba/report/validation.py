@@ -55,6 +55,9 @@ class ErrorRow:
         where the measured interval holds the error), or empty where there is no threshold.
     error_half_percent : float or None
         Half the 95 % interval of the error: both runs had the same requests, so it is narrower than theirs.
+    hindsight_error_percent : float or None
+        The error of a simulation whose overheads were measured in the compared run itself: the model's own part. It
+        judges nothing.
     """
 
     metric: str
@@ -70,6 +73,7 @@ class ErrorRow:
     limit_percent: float | None
     verdict: str
     error_half_percent: float | None = None
+    hindsight_error_percent: float | None = None
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,7 @@ def validate_runs(
     limits: Validation,
     fresh: Sequence[Json] = (),
     records: tuple[Records, Records] | None = None,
+    hindsight: Json | None = None,
 ) -> Validated:
     """Puts the summaries of two runs beside each other.
 
@@ -185,9 +190,11 @@ def validate_runs(
         Summaries of simulations of fresh draws.
     records : tuple of Records, optional
         Of the measured and the simulated run of one trace, without the warm-up, for the comparison by request.
+    hindsight : dict, optional
+        Summary of a simulation with what was measured in the measured run itself.
     """
     rows = [
-        _row(name, unit, measured, simulated, fresh, path, limit)
+        _row(name, unit, (measured, simulated, hindsight), fresh, path, limit)
         for name, unit, path, limit in (
             ("throughput", "req/s", ("throughput_rps",), limits.throughput_percent),
             *((f"latency {key}", "ms", ("latency_ms", key), getattr(limits, f"{key}_percent")) for key in LATENCIES),
@@ -276,12 +283,12 @@ def _error(measured: float | None, simulated: float | None) -> float | None:
 def _row(
     name: str,
     unit: str,
-    measured: Json,
-    simulated: Json,
+    runs: tuple[Json, Json, Json | None],
     fresh: Sequence[Json],
     path: tuple[str, ...],
     limit: float,
 ) -> ErrorRow:
+    measured, simulated, hindsight = runs
     here, here_ci = _at(measured, path)
     there, there_ci = _at(simulated, path)
     draws = [value for one in fresh if (value := _at(one, path)[0]) is not None]
@@ -291,6 +298,7 @@ def _row(
         metric=name, unit=unit, measured=here, measured_ci95=here_ci, simulated=there, simulated_ci95=there_ci,
         error_percent=error, fresh=mean, fresh_ci95=interval, fresh_error_percent=_error(here, mean),
         limit_percent=limit, verdict="missed" if here and there is None else _verdict(error, limit, here, here_ci),
+        hindsight_error_percent=None if hindsight is None else _error(here, _at(hindsight, path)[0]),
     )  # fmt: skip
 
 

@@ -21,9 +21,13 @@ from preba.units import NS_PER_MS
 
 __all__ = ["TABLE_WIDTH", "print_validation", "validation_html"]
 
-HEADERS = ("figure", "unit", "measured", "simulated", "error", "limit", "verdict", "fresh draws", "error")
-TABLE_WIDTH = 124
+HEADERS = (
+    "figure", "unit", "measured", "simulated", "error", "limit", "verdict", "hindsight", "fresh draws", "error",
+)  # fmt: skip
+TABLE_WIDTH = 138
 """What the tables need; a narrower terminal wraps the lines itself, which is better than cut figures."""
+
+ROUNDING = 1e-9
 
 STAGE_HEADERS = ("stage (mean)", "measured ms", "simulated ms", "difference ms", "of the latency")
 
@@ -31,8 +35,11 @@ STAGE_HEADERS = ("stage (mean)", "measured ms", "simulated ms", "difference ms",
 def _value(value: float | None, interval: tuple[float, float] | None) -> str:
     if value is None:
         return ABSENT
-    text = significant(value, 4)
-    return text if interval is None else f"{text} ±{significant(0.5 * (interval[1] - interval[0]), 2)}"
+    if interval is None:
+        return significant(value, 4)
+    half = 0.5 * (interval[1] - interval[0])
+    half = half if half > ROUNDING * abs(value) else 0.0  # what is left where equal numbers were averaged
+    return f"{significant(value, 4)} ±{significant(half, 2)}"
 
 
 def _percent(value: float | None, half: float | None = None) -> str:
@@ -50,9 +57,19 @@ def _cells(row: ErrorRow) -> tuple[str, ...]:
         _percent(row.error_percent, row.error_half_percent),
         "" if row.limit_percent is None else f"{row.limit_percent:g} %",
         row.verdict,
+        _percent(row.hindsight_error_percent),
         _value(row.fresh, row.fresh_ci95),
         _percent(row.fresh_error_percent),
     )
+
+
+def _errors(found: Validated) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headers and rows of the errors, without columns that nothing is known for."""
+    known = dict.fromkeys(range(7), True)
+    known[7] = any(row.hindsight_error_percent is not None for row in found.rows)
+    known[8] = known[9] = any(row.fresh is not None for row in found.rows)
+    kept = [column for column, shown in known.items() if shown]
+    return tuple(HEADERS[k] for k in kept), [tuple(_cells(row)[k] for k in kept) for row in found.rows]
 
 
 def _stage_cells(found: Validated) -> list[tuple[str, ...]]:
@@ -108,8 +125,7 @@ def _sentences(found: Validated) -> list[str]:
 def print_validation(found: Validated, console: Console, *, title: str) -> None:
     """Print the errors, the stages and what else is known."""
     console.print(title, markup=False, style="bold")
-    shows_fresh = any(row.fresh is not None for row in found.rows)
-    _print(HEADERS if shows_fresh else HEADERS[:7], [_cells(row) for row in found.rows], console)
+    _print(*_errors(found), console)
     _print(STAGE_HEADERS, _stage_cells(found), console)
     _print(VERDICT_HEADERS, _verdict_cells(found), console)
     for text in _sentences(found):
@@ -126,9 +142,7 @@ def _print(headers: tuple[str, ...], rows: list[tuple[str, ...]], console: Conso
         side = "left" if place == 0 or header in {"unit", "verdict"} else "right"
         table.add_column(header, justify=cast("Any", side), no_wrap=True)
     for row in rows:
-        cells = row[: len(headers)]
-        missed = "missed" in cells
-        table.add_row(*cells, style="red" if missed else None)
+        table.add_row(*row, style="red" if "missed" in row else None)
     console.print(table)
 
 
@@ -163,7 +177,7 @@ def validation_html(
     if found.warnings:
         body.append(f'<div class="warnings">{list_items(found.warnings)}</div>')
     body += [
-        section("Errors", html_table(HEADERS, [_cells(row) for row in found.rows])),
+        section("Errors", html_table(*_errors(found))),
         section(
             "Where the difference lies",
             html_table(STAGE_HEADERS, _stage_cells(found), total_row=True),

@@ -19,6 +19,7 @@ from preba.records import Records, RunResult, StationSpans, column_names
 from preba.scenario.draw import draw_scenario_trace
 from preba.scenario.resolve import ResolvedScenario
 from preba.trace import Trace
+from runtime.cores import cpu_ticks, stolen_percent
 from runtime.load.generator import Generator, Observed, Progress, lag_figures
 from runtime.load.payloads import make_corpus
 from runtime.load.wire import SERVICE, Messages
@@ -111,6 +112,8 @@ class Played:
     queue_us : float or None
         What the server's own statistics say its requests waited in its queues, the mean; ``None`` where they say
         nothing.
+    stolen_percent : float or None
+        Share of this machine's CPU time that its host gave to others meanwhile; ``None`` where it does not say.
     """
 
     result: RunResult
@@ -119,6 +122,7 @@ class Played:
     warnings: tuple[str, ...]
     errors: tuple[tuple[str, str, int], ...]
     queue_us: float | None = None
+    stolen_percent: float | None = None
 
 
 def play(
@@ -170,10 +174,12 @@ def play(
         trace, messages, target.connect_in_loop, timeout_s=timeout_s, in_flight_max=in_flight_max,
         metadata=target.metadata,
     )  # fmt: skip
+    ticks = cpu_ticks()
     try:
         observed = generator.play(progress)
     except TimeoutError as error:
         raise ServerError(f"--url {target.url}: nobody answers there any more") from error
+    stolen = stolen_percent(ticks, cpu_ticks())
     queue_us = None
     if before is not None:
         with contextlib.ExitStack() as stack:
@@ -185,7 +191,7 @@ def play(
     lag = lag_figures(observed.columns)
     result = live_result(resolved, records)
     errors = tuple((code, text, count) for (code, text), count in observed.errors.most_common())
-    return Played(result, trace, lag, tuple(_warnings(observed, records, lag, errors)), errors, queue_us)
+    return Played(result, trace, lag, tuple(_warnings(observed, records, lag, errors)), errors, queue_us, stolen)
 
 
 def _queued(channel: grpc.Channel, target: Target, names: Sequence[str]) -> tuple[int, int] | None:

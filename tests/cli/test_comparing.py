@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from preba.cli.validating import ValidationPlan, compare_runs, replayed
+from preba.cli.validating import ValidationPlan, compare_runs, replayed, stolen_note
 from preba.scenario.resolve import ResolvedScenario
 from runtime.load.run import Played
 from sim.run import simulate
@@ -51,3 +52,31 @@ def test_figures_are_means_of_several_simulations(toy: Any) -> None:
     assert row.measured == pytest.approx(first)
     assert row.simulated != pytest.approx(first, rel=1e-9)
     assert abs(row.error_percent) < 3
+
+
+def test_hindsight_tells_the_model_from_a_machine_that_changed(toy: Any) -> None:
+    """What was measured before is 2 ms too slow: that error stays and is judged; knowing the run itself there is none.
+
+    Without such a simulation nothing is said of it.
+    """
+    resolved = scenario(toy, requests=4000)
+    overheads = resolved.scenario.server.overheads.model_copy(update={"frontend_us": 2900.0})
+    server = resolved.scenario.server.model_copy(update={"overheads": overheads})
+    before = toy.resolve(resolved.scenario.model_copy(update={"server": server}).model_dump(mode="json"))
+    played, plan = as_played(resolved), ValidationPlan(fresh=0, repeated=2)
+    rows = {row.metric: row for row in compare_runs(resolved, before, played, plan, (), resolved).found.rows}
+    assert rows["latency mean"].error_percent > 3
+    assert rows["latency mean"].verdict == "missed"
+    assert abs(rows["latency mean"].hindsight_error_percent) < 1
+    assert rows["batch sizes apart"].hindsight_error_percent is None
+    alone = compare_runs(resolved, before, played, plan, ()).found
+    assert all(row.hindsight_error_percent is None for row in alone.rows)
+
+
+def test_what_the_host_took_is_said_only_if_it_took_any(toy: Any) -> None:
+    """A machine of its own has no such note, nor one that does not say."""
+    played = as_played(scenario(toy, requests=100))
+    calm, disturbed = replace(played, stolen_percent=0.0), replace(played, stolen_percent=1.234)
+    assert stolen_note(played, played) == stolen_note(calm, calm) == ()
+    (said,) = stolen_note(disturbed, calm)
+    assert "1.23 % of its CPU time to others during the rehearsal and 0.00 % during the run" in said

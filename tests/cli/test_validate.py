@@ -46,6 +46,9 @@ def test_tensors_live_and_simulated_agree_on_throughput_and_batches(toy: Any, tm
     assert {row["metric"] for row in found["rows"]} >= {"throughput", "latency mean", "latency p99", "mean batch"}
     assert found["per_request"]["correlation"] > 0.3
     assert any("from the generator to the batcher" in note for note in found["notes"])
+    own = {row["metric"]: row["hindsight_error_percent"] for row in found["rows"]}
+    assert abs(own["throughput"]) < 5
+    assert abs(own["latency mean"]) < 60
     measured, _ = read_records(out / "measured" / "records.parquet")
     simulated, _ = read_records(out / "simulated" / "records.parquet")
     assert len(measured) == len(simulated) == 600

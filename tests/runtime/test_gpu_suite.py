@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from accel.executors import available_backends
 from preba.cli.main import VERBS
 from preba.cli.validate_gpu import profiles_of, validate_gpu
-from preba.errors import ScenarioError
+from preba.errors import MissingFileError, ScenarioError
 from preba.knee import find_knee
 from preba.mig.catalogue import load_device
 from preba.profile import load_profile
@@ -64,7 +64,8 @@ def test_command_writes_a_file_for_every_piece(tmp_path: Path) -> None:
     assert isinstance(wrong.exception, ScenarioError)
     assert "did you mean 'models'" in str(wrong.exception)
     gone = CliRunner().invoke(application, ["--pieces", "live", "--onnx", "/no/such.onnx", "--out", str(tmp_path)])
-    assert "no such file" in gone.output
+    assert isinstance(gone.exception, MissingFileError)
+    assert str(gone.exception) == "--onnx /no/such.onnx: no such file"
 
 
 @pytest.mark.skipif(available_backends()["dali_cpu"] is not None, reason="DALI is not installed")

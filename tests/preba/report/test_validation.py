@@ -13,7 +13,7 @@ from rich.console import Console
 from preba.records import Records
 from preba.report.summary import summarise
 from preba.report.validation import Validated, mean_of_runs, per_request, validate_runs
-from preba.report.validation_text import print_validation, validation_html
+from preba.report.validation_text import TABLE_WIDTH, print_validation, validation_html
 from preba.validation import Validation
 from sim.context import report_context
 
@@ -205,20 +205,29 @@ def test_table_and_page_show_every_figure(run: tuple[Records, dict[str, Any]]) -
     """The missed ones are marked; the page holds plots, notes and the scenario, and needs no other file."""
     records, summary = run
     found = validate_runs(
-        summary, slower(summary, 1.3), limits=Validation(), fresh=[summary] * 3, records=(records, records)
-    )
-    console = Console(width=130, record=True, file=open("/dev/null", "w", encoding="utf-8"))  # noqa: SIM115, PTH123
+        summary, slower(summary, 1.3), limits=Validation(), fresh=[summary] * 3, records=(records, records),
+        hindsight=slower(summary, 1.02),
+    )  # fmt: skip
+    console = Console(width=TABLE_WIDTH, record=True, file=open("/dev/null", "w", encoding="utf-8"))  # noqa: SIM115, PTH123
     print_validation(found, console, title="title <b>")
     console.file.close()
     text = console.export_text()
     for row in found.rows:
         assert row.metric in text
     assert "+30.0 %" in text
+    assert "hindsight" in text
+    assert "+2.0 %" in text
     assert "missed" in text
+    assert "±0.000" not in text
+    assert "…" not in text
     page = validation_html(
         found, title="title <b>", runs=(records, records), notes=["a note"], scenario_text="preba: 1"
     )
     assert "title &lt;b&gt;" in page
     assert page.count("data:image/svg+xml") == 4
+    assert ">hindsight</th>" in page
+    assert "hindsight" not in validation_html(
+        validate_runs(summary, summary, limits=Validation()), title="", runs=None, notes=[]
+    )
     assert "a note" in page
     assert "http" not in page.replace("http://www.w3.org", "")

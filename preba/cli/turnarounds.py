@@ -1,0 +1,149 @@
+"""What slices take from one batch to the next, in a rehearsal and kept busy, and who overtakes whom meanwhile."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from preba.batching.triton_config import TritonBatcher
+from preba.cli.lines import (
+    PAIRS_MIN,
+    Line,
+    line_by_size,
+    relative,
+    shifted,
+    spread_of,
+    steady_mean,
+    trimmed_mean,
+)
+from preba.cli.seen import Seen
+from preba.cli.triton_threads import IDLE_NS, Race, lost_wakeups, with_spread
+from preba.cli.ways import (
+    ALONE_MIN,
+    gaps_between_batches,
+    way_to_slice_us,
+)
+from preba.jitter import JitterConfig
+from preba.profile import LatencyProfile
+from preba.scenario.resolve import ResolvedScenario, resolve
+from preba.scenario.schema import Overheads
+from runtime.load.run import Played
+from sim.run import DEFAULT_ENGINE, Simulation, simulate
+
+__all__ = ["Gaps", "as_played", "gaps_of", "unhurried"]
+
+USUAL_PERCENT = 35.0
+"""Of gaps of which up to a third may be lost wake-ups: the median of the others."""
+SIZES_MIN = 4
+"""Batch sizes seen often enough in a rehearsal for a line of its own."""
+SELECTION_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """What passes around the executions of a busy slice.
+
+    Attributes
+    ----------
+    dispatch_us : float
+        From the batcher to an idle slice.
+    line : Line
+        From the end of a batch until its slice can take the next one.
+    spread : jitter config or None
+    race : Race or None
+        Who is first at the ends of batches, where Triton batches.
+    """
+
+    dispatch_us: float
+    line: Line
+    spread: JitterConfig | None
+    race: Race | None
+
+
+def gaps_of(seen: Seen) -> Gaps:
+    """The way to a slice, and the line of slices kept busy; where Triton batches, as the rehearsal has it."""
+    resolved, profiles = seen.resolved, seen.profiles
+    # Triton's own batcher does not say when it hands out a batch: there the way is part of what comes before.
+    dispatch_us = 0.0 if seen.native else way_to_slice_us(seen.records, seen.alone)
+    kept_busy = {
+        size: [gap - dispatch_us for gap in gaps]
+        for size, gaps in gaps_between_batches(resolved, profiles, seen.busy).items()
+    }
+    line = line_by_size(kept_busy, trimmed_mean)
+    if seen.triton is None or seen.limit < 2 or seen.triton.prefetching:
+        return Gaps(dispatch_us, *turnaround(seen, kept_busy, line, None), None)
+    gaps = gaps_between_batches(resolved, profiles, [seen.rehearsed], IDLE_NS)
+    usual = shifted(line, gaps, lambda values: float(np.percentile(values, USUAL_PERCENT)))
+    bounded = any(policy.max_queue_size for policy in seen.triton.level_policies())
+    race = Race(None, "") if bounded else lost_wakeups(resolved, seen.rehearsed.result.records, usual.of)
+    if race.permille is None:  # lost wake-ups are in the means
+        return Gaps(dispatch_us, usual, spread_of(relative(kept_busy, line)), race)
+    return Gaps(dispatch_us, *turnaround(seen, kept_busy, line, race), race)
+
+
+def turnaround(
+    seen: Seen, kept_busy: Mapping[int, Sequence[float]], line: Line, race: Race | None
+) -> tuple[Line, JitterConfig | None]:
+    """The line of slices kept busy, and how gaps vary about it; where Triton batches, that of the rehearsal.
+
+    With too few sizes of batches in the rehearsal it is the line of the busy slices, moved to the rehearsal's mean.
+    Gaps of lost wake-ups, the longest ones, are left out there: they are modelled themselves.
+    """
+    batcher = seen.resolved.models[0].config.batcher
+    if not seen.native or not isinstance(batcher, TritonBatcher):
+        return line, spread_of(relative(kept_busy, line))
+    waited_ns = 1000 * batcher.max_queue_delay_us + IDLE_NS
+    found = gaps_between_batches(seen.resolved, seen.profiles, [seen.rehearsed], waited_ns)
+    if race is not None and race.permille:
+        kept = 1.0 - race.permille / 1e3
+        found = {size: sorted(gaps)[: math.ceil(kept * len(gaps))] for size, gaps in found.items()}
+    moved = line_by_size(found, steady_mean) if tells_line(found) else shifted(line, found, steady_mean)
+    return moved, spread_of(relative(found, moved)) or spread_of(relative(kept_busy, line))
+
+
+def unhurried(calibrated: ResolvedScenario, profiles: Sequence[LatencyProfile], rehearsed: Played) -> Overheads:
+    """Overheads with the turnaround as it is, not as it is seen: a slice that is slow to return is overtaken by others.
+
+    Gaps are seen where a batch waited for that very slice, which the quick ones get more often. A simulation of the
+    rehearsal has the same bias and knows the truth: the turnaround is changed until what is seen of it is the same
+    line.
+    """
+    overheads = calibrated.scenario.server.overheads
+    line = Line(overheads.turnaround_us, overheads.turnaround_request_us, 0)
+    batcher = calibrated.models[0].config.batcher
+    waited_ns = IDLE_NS + (1000 * batcher.max_queue_delay_us if isinstance(batcher, TritonBatcher) else 0)
+    trace = with_spread(calibrated, rehearsed.trace)
+    longer = overheads
+    for _ in range(SELECTION_ROUNDS):
+        server = calibrated.scenario.server.model_copy(update={"overheads": longer})
+        told = resolve(calibrated.scenario.model_copy(update={"server": server}), folder=calibrated.folder)
+        run = as_played(simulate(told, engine=DEFAULT_ENGINE, trace=trace))
+        gaps = gaps_between_batches(told, profiles, [run], waited_ns)
+        ratios = relative(gaps, line)
+        if len(ratios) < PAIRS_MIN:
+            return overheads
+        fixed_us, request_us = longer.turnaround_us, longer.turnaround_request_us
+        if tells_line(gaps):
+            seen = line_by_size(gaps, steady_mean)
+            fixed_us += line.fixed_us - seen.fixed_us
+            request_us += line.per_request_us - seen.per_request_us
+        else:
+            factor = float(np.mean(ratios))
+            fixed_us, request_us = fixed_us / factor, request_us / factor
+        longer = overheads.model_copy(
+            update={"turnaround_us": max(fixed_us, 0.0), "turnaround_request_us": max(request_us, 0.0)}
+        )
+    return longer
+
+
+def tells_line(gaps: Mapping[int, Sequence[float]]) -> bool:
+    """Whether there are enough batches of enough sizes for a line of their own."""
+    return sum(len(each) >= ALONE_MIN for each in gaps.values()) >= SIZES_MIN
+
+
+def as_played(run: Simulation) -> Played:
+    """A simulation in the place of a live run."""
+    return Played(run.result, run.trace, {}, (), ())
