@@ -445,9 +445,8 @@ what passes between two batches of a slice, how Triton's threads behave. Then th
 same trace is simulated, five times with draws of what varies inside the server. An error is simulated minus measured,
 in percent of the measured value; in brackets half its 95 % interval, from leaving out each twentieth of the requests in
 turn: both runs had the same arrivals, so that what those happened to be is in both (of perf_analyzer's run half the
-interval of the measured figure). *Hindsight*, in cases measured since there is such a column: the errors of a
-simulation with what was measured in the compared run itself: the model's part, the rest is a machine that changed after
-the rehearsal.
+interval of the measured figure). *Hindsight*, where it is known, has the errors of a simulation with what was measured
+in the compared run itself: an error that is gone there came of a rehearsal that differed from the run.
 
 Loads are 50 to 60 % of what full batches carry, 70 % with priorities, with a bounded queue of one instance, in closed
 loops and in `envoy-7-busy`, 110 % where requests are refused for their age, 120 % in `triton-3-bounded` and
@@ -483,8 +482,14 @@ def write_page() -> None:
             lines += [f"## {title}\n", *_table(mine), "", *_unexplained(mine), ""]
     if "golden" in every:
         lines += _golden_lines(every["golden"]["vectors"])
-    where, dates = (sorted({data[key] for data in every.values()}) for key in ("where", "date"))
-    lines += [CLOSING, f"Measured on: {'; '.join(where)}; {' to '.join(dict.fromkeys((dates[0], dates[-1])))}."]
+    dates = sorted({data["date"] for data in every.values()})
+    where: dict[str, list[str]] = {}
+    for name, data in every.items():
+        where.setdefault(data["where"], []).append(name)
+    machines = sorted(where.items(), key=lambda each: -len(each[1]))
+    most, *others = (f"{machine} ({', '.join(names)})" for machine, names in machines)
+    most = machines[0][0] + (" (all others)" if others else "")
+    lines += [CLOSING, f"Measured {' to '.join(dict.fromkeys((dates[0], dates[-1])))} on {'; '.join((*others, most))}."]
     PAGE.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
@@ -558,7 +563,7 @@ def _hindsight(rows: list[dict[str, Any]]) -> str:
     """What the model alone misses of mean and tail."""
     errors = {row["metric"]: row.get("hindsight_error_percent") for row in rows}
     found = {name: errors[f"latency {name}"] for name in ("mean", "p99")}
-    return ", ".join(f"{name} {error:+.1f}" for name, error in found.items() if error is not None) or "–"
+    return ", ".join(f"{name} {error:+.1f} %" for name, error in found.items() if error is not None) or "–"
 
 
 def _cv(overheads: dict[str, Any], part: str) -> str:

@@ -1,52 +1,15 @@
-"""Which cores a process may run on: preprocessing on its own, all else on the others. And what the host takes."""
+"""Which cores a process may run on: preprocessing on cores of its own, everything else on the others."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from preba.errors import ScenarioError
 
-__all__ = ["CpuTicks", "bind", "bound_to", "cpu_ticks", "split_cores", "stolen_percent"]
-
-STOLEN = 7
-"""Place of the ticks that a hypervisor gave to others among those of /proc/stat (proc(5)); the two after it are parts
-of the first two."""
-
-
-@dataclass(frozen=True)
-class CpuTicks:
-    """What all cores of this machine have done since it was started, in the kernel's ticks.
-
-    Attributes
-    ----------
-    every : int
-    stolen : int
-        The machine had work then, and its host did something else.
-    """
-
-    every: int
-    stolen: int
-
-
-def cpu_ticks(path: Path = Path("/proc/stat")) -> CpuTicks | None:
-    """Reads them; ``None`` where the system does not say."""
-    try:
-        name, *words = path.read_text(encoding="ascii").partition("\n")[0].split()
-        ticks = [int(word) for word in words[: STOLEN + 1]]
-    except (OSError, ValueError):
-        return None
-    return CpuTicks(sum(ticks), ticks[STOLEN]) if name == "cpu" and len(ticks) > STOLEN else None
-
-
-def stolen_percent(before: CpuTicks | None, after: CpuTicks | None) -> float | None:
-    """Share of the cores' time that the host gave to others meanwhile."""
-    if before is None or after is None or after.every <= before.every:
-        return None
-    return 100.0 * (after.stolen - before.stolen) / (after.every - before.every)
+__all__ = ["bind", "bound_to", "split_cores"]
 
 
 def split_cores(workers: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

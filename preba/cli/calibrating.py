@@ -1,4 +1,4 @@
-"""What ``preba validate`` measures before the run it compares, in runs of their own, and puts into the scenario."""
+"""What ``preba validate`` measures in runs of their own and puts into the scenario: overheads, costs, threads."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ __all__ = ["Calibration", "calibrate"]
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured before the run: the scenario with it, and in sentences."""
+    """What was measured: the scenario with it, and in sentences."""
 
     scenario: Scenario
     notes: tuple[str, ...]
@@ -76,7 +76,8 @@ def calibrate(
     idle : Played
         One request at a time: nothing waits for another.
     rehearsed : Played
-        The scenario with other draws: what the same load makes of overheads and of preprocessing on shared cores.
+        The scenario with other draws: what the same load makes of overheads and of preprocessing on shared cores. For
+        what is known in hindsight, the compared run.
     busy : sequence of Played
         Slices always busy, with batches of several sizes.
     """

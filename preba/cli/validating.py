@@ -1,6 +1,7 @@
 """What ``preba validate`` does in order: profiles, overheads, the live run, the simulation of the same trace.
 
-Profiles and overheads come from runs of their own, never from the one that is compared.
+Profiles and overheads of what is judged come from runs of their own, never from the one that is compared; what that
+one says itself is simulated beside it and judges nothing.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ __all__ = [
 Say = Callable[[str], None]
 WARMUP_SHARE = 0.05
 DRAW_SEED = 4_000_003
+STOLEN_MIN_PERCENT = 0.005
 
 
 @dataclass(frozen=True)
@@ -136,23 +138,46 @@ def live_and_simulated(resolved: ResolvedScenario, plan: ValidationPlan, say: Sa
     say("simulating the same trace")
     calibration = calibrate(resolved, profiles, idle, rehearsed, busy)
     calibrated = resolve(calibration.scenario, folder=resolved.folder)
-    hindsight = None
-    if not resolved.scenario.events:  # which the overheads of the run would be mixed with
-        own = calibrate(resolved, profiles, idle, played, busy).scenario
-        hindsight = resolve(own, folder=resolved.folder)
-    notes = (*calibration.notes, *stolen_note(rehearsed, played))
+    say("simulating it with what was measured in the run itself")
+    hindsight = in_hindsight(resolved, profiles, idle, played, busy)
+    notes = [*calibration.notes, *stolen_note(rehearsed, played)]
+    if hindsight is not None:
+        notes.append(hindsight_note(calibrated, hindsight))
     return compare_runs(resolved, calibrated, played, plan, notes, hindsight)
 
 
-def stolen_note(rehearsed: Played, played: Played) -> tuple[str, ...]:
-    """What this machine's host gave to others, if it says so and gave any: the least of what disturbed the runs."""
-    before, then = rehearsed.stolen_percent, played.stolen_percent
-    if not before and not then:
-        return ()
-    said = (
-        f"{before or 0.0:.2f} % of its CPU time to others during the rehearsal and {then or 0.0:.2f} % during the run"
+def in_hindsight(
+    resolved: ResolvedScenario,
+    profiles: Sequence[LatencyProfile],
+    idle: Played,
+    played: Played,
+    busy: Sequence[Played],
+) -> ResolvedScenario | None:
+    """The scenario calibrated with the compared run in the place of its rehearsal; ``None`` if nothing was served."""
+    if not played.result.records.served.any():
+        return None
+    return resolve(calibrate(resolved, profiles, idle, played, busy).scenario, folder=resolved.folder)
+
+
+def hindsight_note(calibrated: ResolvedScenario, hindsight: ResolvedScenario) -> str:
+    """Which overheads were others in the run."""
+    before, then = (each.scenario.server.overheads for each in (calibrated, hindsight))
+    return (
+        f"in the run itself: to the batcher {then.ingress_us + then.frontend_us:.0f} us (rehearsal "
+        f"{before.ingress_us + before.frontend_us:.0f}); between two batches {then.turnaround_us:.0f} us and "
+        f"{then.turnaround_request_us:.0f} us a request ({before.turnaround_us:.0f} and "
+        f"{before.turnaround_request_us:.0f}); to the first answer {then.response_us:.0f} us and "
+        f"{then.response_request_us:.0f} us a request ({before.response_us:.0f} and {before.response_request_us:.0f})"
     )
-    return (f"the host of this machine gave {said}",)
+
+
+def stolen_note(rehearsed: Played, played: Played) -> tuple[str, ...]:
+    """How much of this machine's CPU time its host took, where it says so and took any."""
+    before, then = rehearsed.stolen_percent, played.stolen_percent
+    if before is None or then is None or max(before, then) < STOLEN_MIN_PERCENT:
+        return ()
+    took = f"{before:.2f} % of this machine's CPU time during the rehearsal and {then:.2f} % during the run"
+    return (f"the host took {took}",)
 
 
 def measured_slices(

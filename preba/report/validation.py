@@ -56,8 +56,7 @@ class ErrorRow:
     error_half_percent : float or None
         Half the 95 % interval of the error: both runs had the same requests, so it is narrower than theirs.
     hindsight_error_percent : float or None
-        The error of a simulation whose overheads were measured in the compared run itself: the model's own part. It
-        judges nothing.
+        The error of a simulation with what was measured in the compared run itself. It judges nothing.
     """
 
     metric: str

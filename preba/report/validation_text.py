@@ -21,9 +21,9 @@ from preba.units import NS_PER_MS
 
 __all__ = ["TABLE_WIDTH", "print_validation", "validation_html"]
 
-HEADERS = (
-    "figure", "unit", "measured", "simulated", "error", "limit", "verdict", "hindsight", "fresh draws", "error",
-)  # fmt: skip
+HEADERS = ("figure", "unit", "measured", "simulated", "error", "limit", "verdict")
+HINDSIGHT_HEADERS = ("hindsight",)
+FRESH_HEADERS = ("fresh draws", "error")
 TABLE_WIDTH = 138
 """What the tables need; a narrower terminal wraps the lines itself, which is better than cut figures."""
 
@@ -57,19 +57,23 @@ def _cells(row: ErrorRow) -> tuple[str, ...]:
         _percent(row.error_percent, row.error_half_percent),
         "" if row.limit_percent is None else f"{row.limit_percent:g} %",
         row.verdict,
-        _percent(row.hindsight_error_percent),
-        _value(row.fresh, row.fresh_ci95),
-        _percent(row.fresh_error_percent),
     )
 
 
 def _errors(found: Validated) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Headers and rows of the errors, without columns that nothing is known for."""
-    known = dict.fromkeys(range(7), True)
-    known[7] = any(row.hindsight_error_percent is not None for row in found.rows)
-    known[8] = known[9] = any(row.fresh is not None for row in found.rows)
-    kept = [column for column, shown in known.items() if shown]
-    return tuple(HEADERS[k] for k in kept), [tuple(_cells(row)[k] for k in kept) for row in found.rows]
+    headers: tuple[str, ...] = HEADERS
+    cells = [_cells(row) for row in found.rows]
+    if any(row.hindsight_error_percent is not None for row in found.rows):
+        headers += HINDSIGHT_HEADERS
+        cells = [(*each, _percent(row.hindsight_error_percent)) for each, row in zip(cells, found.rows, strict=True)]
+    if any(row.fresh is not None for row in found.rows):
+        headers += FRESH_HEADERS
+        cells = [
+            (*each, _value(row.fresh, row.fresh_ci95), _percent(row.fresh_error_percent))
+            for each, row in zip(cells, found.rows, strict=True)
+        ]
+    return headers, cells
 
 
 def _stage_cells(found: Validated) -> list[tuple[str, ...]]:

@@ -19,7 +19,7 @@ from preba.records import Records, RunResult, StationSpans, column_names
 from preba.scenario.draw import draw_scenario_trace
 from preba.scenario.resolve import ResolvedScenario
 from preba.trace import Trace
-from runtime.cores import cpu_ticks, stolen_percent
+from runtime.host import cpu_ticks, stolen_percent
 from runtime.load.generator import Generator, Observed, Progress, lag_figures
 from runtime.load.payloads import make_corpus
 from runtime.load.wire import SERVICE, Messages

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from accel.work import audio_work_us
+from preba.batching.state import REFUSED_TIMEOUT
 from preba.batching.triton_config import TritonQuirks
 from preba.cli.calibrating import calibrate, slowdown, slowed
 from preba.cli.lines import line_by_size, spread_of, steady_mean
@@ -25,6 +27,7 @@ from preba.cli.triton_threads import (
     with_wakeup,
     without_wakeup,
 )
+from preba.cli.validating import hindsight_note, in_hindsight
 from preba.cli.ways import answers_after_batch, execution_ratios, gaps_between_batches, way_under_load
 from preba.scenario.resolve import ResolvedScenario, resolve
 from preba.scenario.schema import Overheads, Run
@@ -231,6 +234,34 @@ def test_calibration_gives_back_the_scenario_that_was_run(toy: Any) -> None:
         assert getattr(over, name) == pytest.approx(value, rel=0.05), name
     assert quirks.batcher_first_permille == pytest.approx(150, abs=60)
     assert any("overtakes" in note for note in found.notes)
+
+
+def test_hindsight_takes_the_run_in_the_place_of_its_rehearsal(toy: Any) -> None:
+    """Between the two the way became 500 us longer; a run that served nothing tells nothing."""
+    rehearsed = triton(toy, 1, 60.0, requests=8000, max_queue_delay_us=5000)
+    slower = rehearsed.scenario.server.overheads.model_copy(update={"frontend_us": OVERHEADS["frontend_us"] + 500})
+    server = rehearsed.scenario.server.model_copy(update={"overheads": slower})
+    run = played(resolve(rehearsed.scenario.model_copy(update={"server": server}), folder=rehearsed.folder))
+    before, profiles = played(rehearsed), [rehearsed.models[0].execution]
+    calibrated = calibrate(rehearsed, profiles, before, before, [before]).scenario
+    found = in_hindsight(rehearsed, profiles, before, run, [before])
+    assert calibrated.server.overheads.frontend_us == pytest.approx(OVERHEADS["frontend_us"], rel=0.05)
+    assert found.scenario.server.overheads.frontend_us == pytest.approx(OVERHEADS["frontend_us"] + 500, rel=0.05)
+    note = hindsight_note(resolve(calibrated, folder=rehearsed.folder), found)
+    assert re.match(r"in the run itself: to the batcher 1[12]\d\d us \(rehearsal [67]\d\d\); between", note)
+    records = run.result.records
+    refused = replace(records, outcome=np.full_like(records.outcome, REFUSED_TIMEOUT))
+    nothing = replace(run, result=replace(run.result, records=refused))
+    assert in_hindsight(rehearsed, profiles, before, nothing, [before]) is None
+
+
+def test_calibration_says_that_it_saw_no_gaps(toy: Any) -> None:
+    """A slice that nobody ever waits for has no turnaround to be seen."""
+    calm = toy.resolve(toy.scenario([toy.model(toy.profile({"1g": TABLE}), {"kind": "poisson", "rate_rps": 2})],
+                                    partition="7x1g.5gb", requests=200))  # fmt: skip
+    run = played(calm)
+    notes = calibrate(calm, [calm.models[0].execution], run, run, []).notes
+    assert "between two batches of a busy slice: too few were seen, nothing beyond the profile is simulated" in notes
 
 
 def test_spreads_of_overheads_are_found(toy: Any) -> None:
