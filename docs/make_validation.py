@@ -25,7 +25,7 @@ from preba.batching.triton_config import TritonBatcher
 from preba.cli.calibrating import calibrate
 from preba.cli.served import served
 from preba.cli.validate import with_measured
-from preba.cli.validating import ValidationPlan, live_and_simulated, measured_slices
+from preba.cli.validating import STOLEN_MAX_PERCENT, Compared, ValidationPlan, live_and_simulated, measured_slices
 from preba.foreign.perf_analyzer import export_records
 from preba.foreign.read import read_measured
 from preba.scenario.draw import draw_scenario_trace
@@ -48,11 +48,13 @@ GOLDEN = Path(__file__).parents[1] / "tests" / "data" / "triton-golden.json"
 RUN_S = 32.0
 LONGER = {
     "triton-1-delay-20": 4, "triton-1-preferred": 4, "triton-1-onoff": 10, "triton-7-onoff": 3,
-    "triton-1-delay-action": 8, "triton-1-bounded": 45, "triton-1-overloaded": 8, "triton-1-priorities": 6,
-    "triton-3-priorities": 4, "triton-3-closed-loop": 3, "envoy-7-busy": 3,
+    "triton-1-delay-action": 8, "triton-1-bounded": 45, "triton-3-bounded": 4, "triton-1-overloaded": 8,
+    "triton-1-priorities": 6, "triton-3-priorities": 4, "triton-3-closed-loop": 3, "envoy-7-busy": 3,
 }  # fmt: skip
 """How many times as long cases run whose intervals are wider than their limits in so short a time: lost wake-ups are
 rare and cost half a second, bursts are few, closed loops drift in and out of step with themselves."""
+TRIES = 3
+"""Where the host of a virtual machine takes too much of it; the calmest counts, whatever its errors."""
 WAKEUP_US = 300
 """Of Triton's batcher thread, about what the cases below measure: vectors have arrivals at the very end of a delay."""
 SENDING_MS = 1.0
@@ -230,7 +232,10 @@ def measure(names: list[str]) -> None:
             continue
         group, data = every[name]
         plan = ValidationPlan(fresh=3, repeats=10 if name == "preba-audio" else 30)
-        compared = live_and_simulated(load(name, data), plan, lambda _: None)
+        tries = []
+        while len(tries) < TRIES and not (tries and calm(tries[-1])):
+            tries.append(live_and_simulated(load(name, data), plan, lambda _: None))
+        compared = min(tries, key=lambda each: max(each.stolen_percent, default=0.0))
         found = compared.found.as_json()
         write(
             name,
@@ -238,11 +243,17 @@ def measure(names: list[str]) -> None:
                 "group": group, **facts(),
                 "requests": len(compared.played.result.records), "notes": list(compared.notes),
                 "quirks": quirks_of(compared.calibrated),
-                "overheads": overheads_of(compared.calibrated.scenario.server.overheads), **found,
+                "overheads": overheads_of(compared.calibrated.scenario.server.overheads),
+                "stolen_percent": compared.stolen_percent, **found,
             },
         )  # fmt: skip
         for row in compared.found.rows:
             print(f"  {row.metric:14} {_text(row.error_percent)} {row.verdict}", flush=True)
+
+
+def calm(compared: Compared) -> bool:
+    """Whether this machine's host left it alone."""
+    return max(compared.stolen_percent, default=0.0) <= STOLEN_MAX_PERCENT
 
 
 def by_perf_analyzer(data: dict[str, Any]) -> dict[str, Any]:

@@ -37,6 +37,8 @@ __all__ = ["Gaps", "as_played", "gaps_of", "unhurried"]
 
 USUAL_PERCENT = 35.0
 """Of gaps of which up to a third may be lost wake-ups: the median of the others."""
+QUICK_PERCENT = (5.0, 20.0)
+"""Of gaps that no lost wake-up makes longer: with the usual one they tell how wide they vary."""
 SIZES_MIN = 4
 """Batch sizes seen often enough in a rehearsal for a line of its own."""
 SELECTION_ROUNDS = 3
@@ -80,8 +82,33 @@ def gaps_of(seen: Seen) -> Gaps:
     bounded = any(policy.max_queue_size for policy in seen.triton.level_policies())
     race = Race(None, "") if bounded else lost_wakeups(resolved, seen.rehearsed.result.records, usual.of)
     if race.permille is None:  # lost wake-ups are in the means
-        return Gaps(dispatch_us, usual, spread_of(relative(kept_busy, line)), race)
+        return Gaps(dispatch_us, *widened(kept_busy, line, gaps, usual), race)
     return Gaps(dispatch_us, *turnaround(seen, kept_busy, line, race), race)
+
+
+def widened(
+    kept_busy: Mapping[int, Sequence[float]], line: Line, gaps: Mapping[int, Sequence[float]], usual: Line
+) -> tuple[Line, JitterConfig | None]:
+    """The line and the spread of gaps of which some are lost wake-ups, from the quick ones, which are none.
+
+    The shape is that of slices kept busy; under the load it is wider, as far as its quick part is.
+
+    Parameters
+    ----------
+    kept_busy, gaps : mapping of int to sequence of float
+        By size: of slices kept busy, and of the rehearsal.
+    line, usual : Line
+        Means of the former; through the ``USUAL_PERCENT`` of the latter.
+    """
+    shape, seen = np.array(relative(kept_busy, line)), np.array(relative(gaps, usual))
+    if min(len(shape), len(seen)) < PAIRS_MIN:
+        return usual, spread_of(shape)
+    shape = shape / np.percentile(shape, USUAL_PERCENT)
+    quick, seen_quick = (float(1.0 - np.percentile(each, QUICK_PERCENT).mean()) for each in (shape, seen))
+    wider = seen_quick / quick if quick > 0 else 1.0
+    factors = np.maximum(1.0 + wider * (shape - 1.0), 0.0)
+    mean = min(steady_mean(factors), steady_mean(seen))  # lost wake-ups make gaps longer, never shorter
+    return Line(mean * usual.fixed_us, mean * usual.per_request_us, usual.values), spread_of(factors)
 
 
 def turnaround(

@@ -41,13 +41,16 @@ from sim.context import report_context
 from sim.run import DEFAULT_ENGINE, Simulation, simulate
 
 __all__ = [
-    "Compared", "ValidationPlan", "compare_runs", "fresh_summaries", "live_and_simulated", "measured_slices",
+    "STOLEN_MAX_PERCENT", "Compared", "ValidationPlan", "compare_runs", "fresh_summaries", "hindsight_note",
+    "in_hindsight", "live_and_simulated", "measured_slices",
 ]  # fmt: skip
 
 Say = Callable[[str], None]
 WARMUP_SHARE = 0.05
 DRAW_SEED = 4_000_003
 STOLEN_MIN_PERCENT = 0.005
+STOLEN_MAX_PERCENT = 0.5
+"""Of two cores, from which on figures of a rehearsal and of a run were seen to be several percent apart."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,8 @@ class Compared:
     measured_summary, simulated_summary : dict
     calibrated : ResolvedScenario
     notes : tuple of str
+    stolen_percent : tuple of float
+        Of this machine's CPU time, what its host took during the rehearsal and during the run; empty if unknown.
     """
 
     found: Validated
@@ -109,6 +114,7 @@ class Compared:
     simulated_summary: dict[str, Any]
     calibrated: ResolvedScenario
     notes: tuple[str, ...]
+    stolen_percent: tuple[float, ...] = ()
 
 
 def live_and_simulated(resolved: ResolvedScenario, plan: ValidationPlan, say: Say) -> Compared:
@@ -140,10 +146,11 @@ def live_and_simulated(resolved: ResolvedScenario, plan: ValidationPlan, say: Sa
     calibrated = resolve(calibration.scenario, folder=resolved.folder)
     say("simulating it with what was measured in the run itself")
     hindsight = in_hindsight(resolved, profiles, idle, played, busy)
-    notes = [*calibration.notes, *stolen_note(rehearsed, played)]
+    stolen = tuple(each.stolen_percent for each in (rehearsed, played) if each.stolen_percent is not None)
+    notes = [*calibration.notes, *stolen_note(stolen)]
     if hindsight is not None:
         notes.append(hindsight_note(calibrated, hindsight))
-    return compare_runs(resolved, calibrated, played, plan, notes, hindsight)
+    return replace(compare_runs(resolved, calibrated, played, plan, notes, hindsight), stolen_percent=stolen)
 
 
 def in_hindsight(
@@ -171,13 +178,13 @@ def hindsight_note(calibrated: ResolvedScenario, hindsight: ResolvedScenario) ->
     )
 
 
-def stolen_note(rehearsed: Played, played: Played) -> tuple[str, ...]:
-    """How much of this machine's CPU time its host took, where it says so and took any."""
-    before, then = rehearsed.stolen_percent, played.stolen_percent
-    if before is None or then is None or max(before, then) < STOLEN_MIN_PERCENT:
+def stolen_note(percent: tuple[float, ...]) -> tuple[str, ...]:
+    """How much of this machine's CPU time its host took during rehearsal and run, where it says so and took any."""
+    if len(percent) < 2 or max(percent) < STOLEN_MIN_PERCENT:
         return ()
-    took = f"{before:.2f} % of this machine's CPU time during the rehearsal and {then:.2f} % during the run"
-    return (f"the host took {took}",)
+    took = "the host took {:.2f} % of this machine's CPU time during the rehearsal and {:.2f} % during the run"
+    again = ": enough to make the two differ; measure again when it is calmer"
+    return (took.format(*percent) + (again if max(percent) > STOLEN_MAX_PERCENT else ""),)
 
 
 def measured_slices(
