@@ -33,7 +33,7 @@ from preba.scenario.schema import Overheads
 from runtime.load.run import Played
 from sim.run import DEFAULT_ENGINE, Simulation, simulate
 
-__all__ = ["Gaps", "as_played", "gaps_of", "unhurried"]
+__all__ = ["Gaps", "as_played", "gaps_of", "unhurried", "widened"]
 
 USUAL_PERCENT = 35.0
 """Of gaps of which up to a third may be lost wake-ups: the median of the others."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from accel.work import audio_work_us
 from preba.batching.state import REFUSED_TIMEOUT
 from preba.batching.triton_config import TritonQuirks
 from preba.cli.calibrating import calibrate, slowdown, slowed
-from preba.cli.lines import line_by_size, spread_of, steady_mean
+from preba.cli.lines import line_by_size, shifted, spread_of, steady_mean
 from preba.cli.rehearsing import rehearsal
 from preba.cli.triton_threads import (
     Race,
@@ -27,6 +28,7 @@ from preba.cli.triton_threads import (
     with_wakeup,
     without_wakeup,
 )
+from preba.cli.turnarounds import widened
 from preba.cli.validating import hindsight_note, in_hindsight
 from preba.cli.ways import answers_after_batch, execution_ratios, gaps_between_batches, way_under_load
 from preba.scenario.resolve import ResolvedScenario, resolve
@@ -253,6 +255,23 @@ def test_hindsight_takes_the_run_in_the_place_of_its_rehearsal(toy: Any) -> None
     refused = replace(records, outcome=np.full_like(records.outcome, REFUSED_TIMEOUT))
     nothing = replace(run, result=replace(run.result, records=refused))
     assert in_hindsight(rehearsed, profiles, before, nothing, [before]) is None
+
+
+@pytest.mark.parametrize(("wider", "lost"), [(1.0, 0.0), (1.8, 0.0), (1.8, 0.2)])
+def test_gaps_without_lost_wakeups_follow_from_the_quick_ones(wider: float, lost: float) -> None:
+    """Under the load gaps are twice as long and vary more than of slices kept busy; some are longer by 20 ms."""
+    rng = np.random.default_rng(3)
+    shape = rng.gamma(12.0, 1 / 12.0, 4000)
+    kept_busy = {size: list((600 + 200 * size) * shape[:1000]) for size in (1, 8)}
+    line = line_by_size(kept_busy)
+    under = 4400 * np.maximum(1 + wider * (rng.gamma(12.0, 1 / 12.0, 4000) - 1), 0)
+    seen = {8: list(under + 20_000 * (rng.random(4000) < lost))}
+    usual = shifted(line, seen, lambda values: float(np.percentile(values, 35)))
+    found, spread = widened(kept_busy, line, seen, usual)
+    assert found.of(8) / 1e3 == pytest.approx(4400, rel=0.03 + 0.5 * lost)
+    assert spread.factor_cv() == pytest.approx(wider / math.sqrt(12), rel=0.1 + lost)
+    if lost:
+        assert found.of(8) / 1e3 < 0.7 * np.mean(seen[8])  # 4 ms more on average
 
 
 def test_calibration_says_that_it_saw_no_gaps(toy: Any) -> None:
