@@ -49,7 +49,8 @@ RUN_S = 32.0
 LONGER = {
     "triton-1-delay-20": 4, "triton-1-preferred": 4, "triton-1-onoff": 10, "triton-7-onoff": 3,
     "triton-1-delay-action": 8, "triton-1-bounded": 45, "triton-3-bounded": 4, "triton-1-overloaded": 8,
-    "triton-1-priorities": 6, "triton-3-priorities": 4, "triton-3-closed-loop": 3, "envoy-7-busy": 3,
+    "triton-3-delay-action": 4, "triton-1-priorities": 6, "triton-3-priorities": 4, "triton-3-closed-loop": 3,
+    "envoy-7-busy": 3,
 }  # fmt: skip
 """How many times as long cases run whose intervals are wider than their limits in so short a time: lost wake-ups are
 rare and cost half a second, bursts are few, closed loops drift in and out of step with themselves."""
@@ -548,7 +549,7 @@ def _unexplained(every: dict[str, Any]) -> list[str]:
         lines.append(
             f"| {name} | {data['unexplained_ms']:+.2f} | {', '.join(stages) or '–'} | "
             f"{'–' if apart is None else _cell(apart) + ' %'} | "
-            f"{same.get('same_batch_percent', 0):.0f} % of requests | {_hindsight(data['rows'])} | "
+            f"{same.get('same_batch_percent', 0):.0f} % of requests | {_hindsight(data)} | "
             f"{over.get('ingress_us', 0.0) + over['frontend_us']:.0f}{_cv(over, 'frontend')} "
             f"before, {over['response_us']:.0f} + {over['response_request_us']:.0f} b{_cv(over, 'response')} after"
             f"{_next(over)}, "
@@ -570,11 +571,15 @@ SHORT = {
 """What the page calls stages that are judged together."""
 
 
-def _hindsight(rows: list[dict[str, Any]]) -> str:
-    """What the model alone misses of mean and tail."""
-    errors = {row["metric"]: row.get("hindsight_error_percent") for row in rows}
+def _hindsight(data: dict[str, Any]) -> str:
+    """The errors of mean and tail with what the run itself said, and what disturbed it."""
+    errors = {row["metric"]: row.get("hindsight_error_percent") for row in data["rows"]}
     found = {name: errors[f"latency {name}"] for name in ("mean", "p99")}
-    return ", ".join(f"{name} {error:+.1f} %" for name, error in found.items() if error is not None) or "–"
+    said = [f"{name} {error:+.1f} %" for name, error in found.items() if error is not None]
+    took = max(data.get("stolen_percent", ()), default=0.0)
+    if took > STOLEN_MAX_PERCENT:
+        said.append(f"the host took {took:.1f} %")
+    return ", ".join(said) or "–"
 
 
 def _cv(overheads: dict[str, Any], part: str) -> str:
