@@ -24,7 +24,7 @@ __all__ = ["TABLE_WIDTH", "print_validation", "validation_html"]
 HEADERS = ("figure", "unit", "measured", "simulated", "error", "limit", "verdict")
 HINDSIGHT_HEADERS = ("hindsight",)
 FRESH_HEADERS = ("fresh draws", "error")
-TABLE_WIDTH = 138
+TABLE_WIDTH = 160
 """What the tables need; a narrower terminal wraps the lines itself, which is better than cut figures."""
 
 ROUNDING = 1e-9
