@@ -150,7 +150,9 @@ def live_and_simulated(resolved: ResolvedScenario, plan: ValidationPlan, say: Sa
     notes = [*calibration.notes, *stolen_note(stolen)]
     if hindsight is not None:
         notes.append(hindsight_note(calibrated, hindsight))
-    return replace(compare_runs(resolved, calibrated, played, plan, notes, hindsight), stolen_percent=stolen)
+    compared = compare_runs(resolved, calibrated, played, plan, notes, hindsight)
+    warnings = (*compared.found.warnings, *stolen_warning(stolen))
+    return replace(compared, found=replace(compared.found, warnings=warnings), stolen_percent=stolen)
 
 
 def in_hindsight(
@@ -183,8 +185,16 @@ def stolen_note(percent: tuple[float, ...]) -> tuple[str, ...]:
     if len(percent) < 2 or max(percent) < STOLEN_MIN_PERCENT:
         return ()
     took = "the host took {:.2f} % of this machine's CPU time during the rehearsal and {:.2f} % during the run"
-    again = ": enough to make the two differ; measure again when it is calmer"
-    return (took.format(*percent) + (again if max(percent) > STOLEN_MAX_PERCENT else ""),)
+    return (took.format(*percent),)
+
+
+def stolen_warning(percent: tuple[float, ...]) -> tuple[str, ...]:
+    """What to do where that was much."""
+    most = max(percent, default=0.0)
+    if most <= STOLEN_MAX_PERCENT:
+        return ()
+    effect = "enough to make rehearsal and run differ by several percent: measure again when it is calmer"
+    return (f"the host of this virtual machine took up to {most:.1f} % of its CPU time, {effect}",)
 
 
 def measured_slices(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from preba.cli.validating import ValidationPlan, compare_runs, replayed, stolen_note
+from preba.cli.validating import ValidationPlan, compare_runs, replayed, stolen_note, stolen_warning
 from preba.scenario.resolve import ResolvedScenario
 from runtime.load.run import Played
 from sim.run import simulate
@@ -74,4 +74,6 @@ def test_what_the_host_took_is_said_only_if_it_took_any() -> None:
     assert stolen_note(()) == stolen_note((0.0, 0.0)) == ()
     (said,) = stolen_note((0.234, 0.0))
     assert said == "the host took 0.23 % of this machine's CPU time during the rehearsal and 0.00 % during the run"
-    assert "measure again" in stolen_note((0.0, 1.2))[0]
+    assert stolen_warning((0.234, 0.0)) == stolen_warning(()) == ()
+    (warned,) = stolen_warning((0.0, 1.23))
+    assert "took up to 1.2 % of its CPU time" in warned
