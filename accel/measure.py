@@ -182,12 +182,17 @@ def _point(work: Preprocessor, size: float, files: Sequence[bytes], batch: int, 
     )
 
 
-def line_through(sizes: Sequence[float], values: Sequence[float], *, relative: bool = True) -> CostLine:
+def line_through(
+    sizes: Sequence[float] | NDArray[np.float64],
+    values: Sequence[float] | NDArray[np.float64],
+    *,
+    relative: bool = True,
+) -> CostLine:
     """The straight line with the smallest squared errors, neither part of it negative.
 
     Parameters
     ----------
-    sizes, values : sequence of float
+    sizes, values : sequence of float, or float64[n]
         At least one point; a single one gives a constant.
     relative : bool
         Errors in parts of each value, for medians of very different sizes; otherwise as they are, which keeps the mean

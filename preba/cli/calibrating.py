@@ -7,13 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from preba.cli.item_costs import Prepared, preprocessing_of
-from preba.cli.lines import (
-    PAIRS_MIN,
-    Array,
-    spread_of,
-    steady_mean,
-    trimmed_mean,
-)
+from preba.cli.lines import PAIRS_MIN, Array, spread_of, steady_mean, trimmed_mean
 from preba.cli.seen import Seen
 from preba.cli.triton_threads import (
     Wakeup,

@@ -9,14 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from accel.measure import line_through
 from accel.work import beyond_line_us
-from preba.cli.lines import (
-    Array,
-    spread_of,
-    steady_mean,
-)
+from preba.cli.lines import Array, spread_of, steady_mean
 from preba.cli.seen import Seen
 from preba.cli.ways import (
     ALONE_MIN,
@@ -125,7 +122,7 @@ class ItemCost:
     """
 
     section: Any
-    mine: Any
+    mine: NDArray[np.bool_]
     transfer_us: float
     later_us: Array
     rested_us: float
@@ -133,7 +130,7 @@ class ItemCost:
     text: str
 
 
-def item_cost(seen: Seen, modality: str, sizes: Array, sized: Any, held_us: float) -> ItemCost | None:  # noqa: ANN401
+def item_cost(seen: Seen, modality: str, sizes: Array, sized: NDArray[np.bool_], held_us: float) -> ItemCost | None:
     """A line through the costs of one modality's inputs, and what they deviate from it; ``None`` without any."""
     records = seen.records
     kinds = [model.index for model in seen.resolved.models if model.profile.modality == modality]

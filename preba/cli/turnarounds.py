@@ -21,11 +21,7 @@ from preba.cli.lines import (
 )
 from preba.cli.seen import Seen
 from preba.cli.triton_threads import IDLE_NS, Race, lost_wakeups, with_spread
-from preba.cli.ways import (
-    ALONE_MIN,
-    gaps_between_batches,
-    way_to_slice_us,
-)
+from preba.cli.ways import ALONE_MIN, gaps_between_batches, way_to_slice_us
 from preba.jitter import JitterConfig
 from preba.profile import LatencyProfile
 from preba.scenario.resolve import ResolvedScenario, resolve

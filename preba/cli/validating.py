@@ -42,7 +42,7 @@ from sim.run import DEFAULT_ENGINE, Simulation, simulate
 
 __all__ = [
     "STOLEN_MAX_PERCENT", "Compared", "ValidationPlan", "compare_runs", "fresh_summaries", "hindsight_note",
-    "in_hindsight", "live_and_simulated", "measured_slices",
+    "in_hindsight", "live_and_simulated", "measured_slices", "most_stolen",
 ]  # fmt: skip
 
 Say = Callable[[str], None]
@@ -188,9 +188,14 @@ def stolen_note(percent: tuple[float, ...]) -> tuple[str, ...]:
     return (took.format(*percent),)
 
 
+def most_stolen(percent: Sequence[float]) -> float:
+    """In the worse of both runs; 0 where nothing is known."""
+    return max(percent, default=0.0)
+
+
 def stolen_warning(percent: tuple[float, ...]) -> tuple[str, ...]:
     """What to do where that was much."""
-    most = max(percent, default=0.0)
+    most = most_stolen(percent)
     if most <= STOLEN_MAX_PERCENT:
         return ()
     effect = "enough to make rehearsal and run differ by several percent: measure again when it is calmer"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import fields, replace
 from typing import Any
@@ -208,10 +209,9 @@ def test_table_and_page_show_every_figure(run: tuple[Records, dict[str, Any]]) -
         summary, slower(summary, 1.3), limits=Validation(), fresh=[summary] * 3, records=(records, records),
         hindsight=slower(summary, 1.02),
     )  # fmt: skip
-    console = Console(width=TABLE_WIDTH, record=True, file=open("/dev/null", "w", encoding="utf-8"))  # noqa: SIM115, PTH123
-    print_validation(found, console, title="title <b>")
-    console.file.close()
-    text = console.export_text()
+    shown = io.StringIO()
+    print_validation(found, Console(width=TABLE_WIDTH, file=shown), title="title <b>")
+    text = shown.getvalue()
     for row in found.rows:
         assert row.metric in text
     assert "+30.0 %" in text
