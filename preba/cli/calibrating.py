@@ -6,19 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from preba.cli.closing import with_way
 from preba.cli.item_costs import Prepared, preprocessing_of
-from preba.cli.lines import PAIRS_MIN, Array, spread_of, steady_mean, trimmed_mean
+from preba.cli.lines import PAIRS_MIN, Array, spread_of, steady_mean
 from preba.cli.seen import Seen
 from preba.cli.triton_threads import (
     Wakeup,
     head_waits_us,
     overtakings,
+    racing,
     taking,
     told_wakeup,
     wakeup,
     wakeup_by_ones,
     wakeups_by_gaps,
-    with_race,
     with_wakeup,
     without_wakeup,
 )
@@ -36,7 +37,6 @@ from preba.cli.ways import (
 from preba.jitter import JitterConfig
 from preba.preprocessing import DaliSlicePreprocessing
 from preba.profile import LatencyProfile, profile_from_dict
-from preba.scenario.live import EmulatedSlices
 from preba.scenario.resolve import ResolvedScenario, resolve
 from preba.scenario.schema import Model, Overheads, Scenario
 from runtime.load.run import Played
@@ -110,7 +110,7 @@ def calibrate(
 
 def slowdown(ratios: Array) -> float:
     """How much longer batches take under the load than one at a time: slices that share cores or memory are slower."""
-    return trimmed_mean(ratios) if len(ratios) >= ALONE_MIN else 1.0
+    return steady_mean(ratios) if len(ratios) >= ALONE_MIN else 1.0
 
 
 def slowed(profile: LatencyProfile, factor: float) -> LatencyProfile:
@@ -211,8 +211,8 @@ def models_of(seen: Seen, prepared: Prepared, threads: Wakeup | None, ratios: Se
         if prepared.section is not None and isinstance(scenario.preprocessing, DaliSlicePreprocessing):
             indices = seen.resolved.models[len(found)].slice_indices
             fields["slices"] = tuple(indices)  # those of preprocessing stay free
-        if model.execution_jitter is None and not isinstance(scenario.live.slices, EmulatedSlices):
-            fields["execution_jitter"] = spread_of(ratio)  # emulated slices take the time they are told
+        if model.execution_jitter is None:
+            fields["execution_jitter"] = spread_of(ratio)
         if model.preprocess_jitter is None:
             fields["preprocess_jitter"] = prepared.spread.get(profile.modality)
         found.append(model.model_copy(update=fields))
@@ -225,13 +225,17 @@ def with_threads(seen: Seen, calibrated: Scenario, gaps: Gaps, threads: Wakeup |
     if triton is None:
         return calibrated, notes
     folder = seen.resolved.folder
-    if triton.prefetching and len(seen.resolved.models[0].slice_indices) > 1:
-        longer = unhurried(resolve(calibrated, folder=folder), seen.profiles, seen.rehearsed)
+    race, rehearsed = gaps.race, seen.rehearsed
+    counted = race is not None and race.permille is not None
+    if race is not None and counted:
+        calibrated = racing(calibrated, race)
+    if counted or (triton.prefetching and len(seen.resolved.models[0].slice_indices) > 1):
+        longer = unhurried(resolve(calibrated, folder=folder), seen.profiles, rehearsed)
         if longer != calibrated.server.overheads:
+            why = "the batcher's wake-up is in it" if counted else "slices that are slow to return are overtaken"
             notes.append(
-                f"slices that are slow to return are overtaken by others: the turnaround is {longer.turnaround_us:.0f} "
-                f"us and {longer.turnaround_request_us:.0f} us a request where {gaps.line.fixed_us:.0f} and "
-                f"{gaps.line.per_request_us:.0f} us are seen"
+                f"{why}: the turnaround is {longer.turnaround_us:.0f} us and {longer.turnaround_request_us:.0f} us a "
+                f"request where {gaps.line.fixed_us:.0f} and {gaps.line.per_request_us:.0f} us are seen"
             )
             server = calibrated.server.model_copy(update={"overheads": longer})
             calibrated = calibrated.model_copy(update={"server": server})
@@ -241,7 +245,6 @@ def with_threads(seen: Seen, calibrated: Scenario, gaps: Gaps, threads: Wakeup |
         threads = wakeup_by_ones(resolve(calibrated, folder=folder), seen.rehearsed.trace, seen.records)
         calibrated = taking(calibrated, threads.us)
     notes.append(threads.text)
-    race, rehearsed = gaps.race, seen.rehearsed
     if triton.prefetching and triton.max_queue_delay_us > 0:
         known = resolve(calibrated, folder=folder)
         race = overtakings(known, rehearsed.trace, rehearsed.result.records, seen.limit)
@@ -254,7 +257,8 @@ def with_threads(seen: Seen, calibrated: Scenario, gaps: Gaps, threads: Wakeup |
         race = wakeups_by_gaps(resolve(calibrated, folder=folder), rehearsed.trace, seen_us, gaps_us)
     if race is not None:
         notes.append(race.text)
-        model = calibrated.models[0]
-        model = model.model_copy(update={"batcher": with_race(model.batcher, race)})
-        calibrated = calibrated.model_copy(update={"models": (model,)})
+        calibrated = racing(calibrated, race)
+    if counted:
+        calibrated, said = with_way(resolve(calibrated, folder=folder), rehearsed.trace, seen.records)
+        notes += said
     return calibrated, notes

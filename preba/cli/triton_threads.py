@@ -159,14 +159,20 @@ def idle_heads(records: Records, instances: int, early: Sequence[int]) -> NDArra
 
 
 def head_waits_us(resolved: ResolvedScenario, records: Records, limit: int) -> NDArray[np.float64]:
-    """From schedule to execution, beyond the batcher's delay, of requests that met an idle instance."""
+    """From schedule to execution, beyond the batcher's delay, of requests that met an idle instance.
+
+    A request that a later one overtook on its way, and so missed the idle instance, took longer than that one: it
+    counts until that one's execution.
+    """
     batcher = resolved.models[0].config.batcher
     wait_ns = delay_ns(batcher) if isinstance(batcher, TritonBatcher) else 0
     early = [*batcher.preferred_batch_size, limit] if isinstance(batcher, TritonBatcher) and wait_ns > 0 else []
     found = []
     for mine, instances in per_server(resolved, records):
         kept = idle_heads(mine, instances, early)
-        found.append((mine.execution_start_ns - mine.scheduled_ns)[kept] - wait_ns)
+        starts_ns = np.sort(mine.execution_start_ns)
+        next_ns = starts_ns[np.searchsorted(starts_ns, mine.issued_ns[kept], side="right").clip(max=len(mine) - 1)]
+        found.append(np.minimum(next_ns, mine.execution_start_ns[kept]) - mine.scheduled_ns[kept] - wait_ns)
     return np.concatenate(found) / 1e3 if found else np.empty(0)
 
 
@@ -266,6 +272,13 @@ def taking(scenario: Scenario, us: float) -> Scenario:
     server = scenario.server.model_copy(update={"overheads": overheads.model_copy(update=changes)})
     model = model.model_copy(update={"batcher": batcher})
     return scenario.model_copy(update={"server": server, "models": (model,)})
+
+
+def racing(scenario: Scenario, race: Race) -> Scenario:
+    """A scenario in which Triton's batcher is first at another share of batch ends."""
+    model = scenario.models[0]
+    model = model.model_copy(update={"batcher": with_race(model.batcher, race)})
+    return scenario.model_copy(update={"models": (model,)})
 
 
 def other_races(scenario: Scenario, draw: int) -> Scenario:
@@ -397,9 +410,7 @@ def with_spread(calibrated: ResolvedScenario, trace: Trace) -> Trace:
 
 def _with_share(calibrated: ResolvedScenario, trace: Trace, permille: int) -> Simulation:
     """Simulates a trace with another share of races."""
-    model = calibrated.scenario.models[0]
-    model = model.model_copy(update={"batcher": with_race(model.batcher, Race(permille, ""))})
-    scenario = calibrated.scenario.model_copy(update={"models": (model,)})
+    scenario = racing(calibrated.scenario, Race(permille, ""))
     return simulate(resolve(scenario, folder=calibrated.folder), engine=DEFAULT_ENGINE, trace=trace)
 
 

@@ -128,25 +128,26 @@ def turnaround(
 
 
 def unhurried(calibrated: ResolvedScenario, profiles: Sequence[LatencyProfile], rehearsed: Played) -> Overheads:
-    """Overheads with the turnaround as it is, not as it is seen: a slice that is slow to return is overtaken by others.
+    """Overheads with the turnaround as it is, not as it is seen.
 
-    Gaps are seen where a batch waited for that very slice, which the quick ones get more often. A simulation of the
-    rehearsal has the same bias and knows the truth: the turnaround is changed until what is seen of it is the same
-    line.
+    Gaps are seen where a batch waited for that very slice, which the quick ones get more often: a slice that is slow to
+    return is overtaken by others. And where the batcher forms a batch only for a slice that has returned, its wake-up
+    is in them, which is simulated itself. A simulation of the rehearsal has the same bias and knows the truth: the
+    turnaround is changed until what is seen of it is the same line.
     """
     overheads = calibrated.scenario.server.overheads
-    line = Line(overheads.turnaround_us, overheads.turnaround_request_us, 0)
     batcher = calibrated.models[0].config.batcher
     waited_ns = IDLE_NS + (1000 * batcher.max_queue_delay_us if isinstance(batcher, TritonBatcher) else 0)
     trace = with_spread(calibrated, rehearsed.trace)
-    longer = overheads
+    measured = gaps_between_batches(calibrated, profiles, [rehearsed], waited_ns)
+    longer, line = overheads, line_by_size(measured, steady_mean)
     for _ in range(SELECTION_ROUNDS):
         server = calibrated.scenario.server.model_copy(update={"overheads": longer})
         told = resolve(calibrated.scenario.model_copy(update={"server": server}), folder=calibrated.folder)
         run = as_played(simulate(told, engine=DEFAULT_ENGINE, trace=trace))
         gaps = gaps_between_batches(told, profiles, [run], waited_ns)
         ratios = relative(gaps, line)
-        if len(ratios) < PAIRS_MIN:
+        if min(len(ratios), line.values) < PAIRS_MIN:
             return overheads
         fixed_us, request_us = longer.turnaround_us, longer.turnaround_request_us
         if tells_line(gaps):

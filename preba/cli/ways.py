@@ -195,10 +195,11 @@ def answers_after_batch(
 ) -> Answers:
     """How long after the end of its batch an answer is with the client, and how that varies.
 
-    What the way to the slice differs from its mean is part of it.
+    What the way to the slice differs from its mean is part of it. The second answer is further from the first than the
+    others are from one another: the first is taken to be as early as the mean of a batch's answers says.
     """
     native = is_native(resolved)
-    firsts: dict[int, list[float]] = {}
+    means: list[tuple[int, int, float]] = []
     gaps: list[Array] = []
     for played in runs:
         records = played.result.records.select(played.result.records.served)
@@ -206,11 +207,17 @@ def answers_after_batch(
         after_us = (records.completed_ns - begin_ns - _expected_ns(resolved, profiles, records)) / 1e3 - dispatch_us
         order = np.lexsort((after_us, records.batch_id))
         is_first = np.diff(records.batch_id[order], prepend=-1) != 0
-        for size, us in zip(records.batch_size[order][is_first], after_us[order][is_first], strict=True):
-            firsts.setdefault(int(size), []).append(float(us))
+        first = np.flatnonzero(is_first)
+        count = np.diff(np.append(first, len(order)))
+        mean_us = np.add.reduceat(after_us[order], first) / count
+        means += zip(records.batch_size[order][first].tolist(), count.tolist(), mean_us.tolist(), strict=True)
         gaps.append(np.diff(after_us[order], prepend=0.0)[~is_first])
-    line, between_us = line_by_size(firsts), np.concatenate(gaps)
+    between_us = np.concatenate(gaps)
     next_us = steady_mean(between_us) if len(between_us) >= ALONE_MIN else 0.0
+    firsts: dict[int, list[float]] = {}
+    for size, answers, us in means:
+        firsts.setdefault(size, []).append(us - next_us * (answers - 1) / 2)
+    line = line_by_size(firsts)
     next_spread = spread_of(between_us / next_us) if next_us > 0 else None
     return Answers(line, next_us, spread_of(relative(firsts, line)), next_spread)
 

@@ -1,0 +1,135 @@
+"""How long before its start a batch takes no more requests, and the way to the batcher that follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from preba.cli.lines import Array, steady_mean
+from preba.cli.rehearsing import batch_limit
+from preba.cli.triton_threads import IDLE_NS, drawn_as_long, head_waits_us, other_races, per_server
+from preba.cli.ways import ALONE_MIN
+from preba.records import Records
+from preba.scenario.resolve import ResolvedScenario, resolve
+from preba.scenario.schema import Scenario
+from preba.trace import Trace
+from sim.run import DEFAULT_ENGINE, simulate
+
+__all__ = ["Closing", "closing", "with_way"]
+
+WINDOW_NS = 5_000_000
+"""No batch closes so long before it starts."""
+BIN_NS = 250_000
+BATCHES_MIN = 60
+ROUNDS = 3
+DRAWS = 3
+
+
+@dataclass(frozen=True)
+class Closing:
+    """What requests pass on their way into a batch, from schedule to the start of its execution.
+
+    Attributes
+    ----------
+    idle_us : float
+        Of requests that meet an idle slice: the mean; 0 where there are too few.
+    busy_us : float
+        Of the last ones that a batch takes which waited for its slice: the mean.
+    busy_share : float
+        Of the requests in both kinds of batches, those in the latter.
+    """
+
+    idle_us: float
+    busy_us: float
+    busy_share: float
+
+    def beyond(self, other: Closing) -> float:
+        """How much longer than another one, with as many requests of both kinds as here."""
+        return (1.0 - self.busy_share) * (self.idle_us - other.idle_us) + self.busy_share * (
+            self.busy_us - other.busy_us
+        )
+
+
+def closing(resolved: ResolvedScenario, records: Records) -> Closing | None:
+    """Measures it in a run whose batcher forms batches only for slices that are there; ``None`` if seen too seldom.
+
+    The chance that a request which comes so long before the start of a batch with room does not join it, integrated
+    over that time, is the mean time before its start at which a batch closes.
+    """
+    limit = batch_limit(resolved, resolved.models[0])
+    before_ns: list[Array] = []
+    missed: list[Array] = []
+    waiting = 0
+    for mine, _ in per_server(resolved, records):
+        numbers, rows, place = np.unique(mine.batch_id, return_index=True, return_inverse=True)
+        oldest_ns = np.full(len(numbers), np.iinfo(np.int64).max)
+        np.minimum.at(oldest_ns, place, mine.scheduled_ns)
+        start_ns, end_ns, size = mine.execution_start_ns[rows], mine.execution_end_ns[rows], mine.batch_size[rows]
+        for index in np.unique(mine.slice_index[rows]):
+            own = np.flatnonzero(mine.slice_index[rows] == index)
+            own = own[np.argsort(start_ns[own], kind="stable")]
+            after = own[1:][oldest_ns[own[1:]] + IDLE_NS <= end_ns[own[:-1]]]
+            waiting += int(size[after].sum())
+            for batch in after[size[after] < limit]:
+                low, high = np.searchsorted(mine.scheduled_ns, (start_ns[batch] - WINDOW_NS, start_ns[batch]))
+                left = mine.execution_start_ns[low:high] >= start_ns[batch]  # the others began before
+                before_ns.append((start_ns[batch] - mine.scheduled_ns[low:high])[left].astype(np.float64))
+                missed.append((place[low:high] != batch)[left].astype(np.float64))
+    if len(missed) < BATCHES_MIN:
+        return None
+    bins = (np.concatenate(before_ns) / BIN_NS).astype(np.int64)
+    count = np.bincount(bins)
+    share = np.bincount(bins, weights=np.concatenate(missed)) / np.maximum(count, 1)
+    waits_us = head_waits_us(resolved, records, limit)
+    if len(waits_us) < ALONE_MIN:
+        waits_us = np.empty(0)
+    return Closing(
+        idle_us=steady_mean(waits_us) if len(waits_us) else 0.0,
+        busy_us=float(share[count > 0].sum()) * BIN_NS / 1e3, busy_share=waiting / (waiting + len(waits_us)),
+    )  # fmt: skip
+
+
+def with_way(calibrated: ResolvedScenario, trace: Trace, records: Records) -> tuple[Scenario, list[str]]:
+    """The scenario with the way to the batcher of requests that make it into a batch or do not, and what is said of it.
+
+    Triton's statistics say how long requests wait in its queue, but not when their batch closes, which is some time
+    before a slice that has just returned starts it. A simulation of the rehearsal says what it closes there: the way is
+    changed until both are the same.
+
+    Parameters
+    ----------
+    calibrated : ResolvedScenario
+        With everything else that was measured.
+    trace : Trace
+        Of the rehearsal.
+    records : Records
+        Of the rehearsal, served.
+    """
+    scenario = calibrated.scenario
+    measured = closing(calibrated, records)
+    if measured is None:
+        return scenario, []
+    before_us = scenario.server.overheads.frontend_us
+    for _ in range(ROUNDS):
+        longer_us = []
+        for draw in range(DRAWS):
+            told = resolve(other_races(scenario, draw), folder=calibrated.folder)
+            drawn = drawn_as_long(told, trace)
+            varied = replace(trace, overhead_factor=drawn.overhead_factor, execution_factor=drawn.execution_factor)
+            run = simulate(told, engine=DEFAULT_ENGINE, trace=varied).result.records
+            found = closing(told, run.select(run.served))
+            if found is not None and (found.idle_us > 0) == (measured.idle_us > 0):
+                longer_us.append(measured.beyond(found))
+        if not longer_us:
+            return scenario, []
+        overheads = scenario.server.overheads
+        overheads = overheads.model_copy(
+            update={"frontend_us": max(overheads.frontend_us + float(np.mean(longer_us)), 0.0)}
+        )
+        scenario = scenario.model_copy(update={"server": scenario.server.model_copy(update={"overheads": overheads})})
+    said = (
+        f"batches that wait for their slice close {measured.busy_us:.0f} us before they start: the way to the batcher "
+        f"is {scenario.server.overheads.frontend_us:.0f} us rather than {before_us:.0f} us"
+    )
+    return scenario, [said]
