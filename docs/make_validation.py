@@ -473,7 +473,7 @@ CLOSING = """## What is modelled and what is not
 | | |
 |---|---|
 | batching, queueing, priorities, time-outs, balancing | exactly: the same batcher, or Triton's, checked here |
-| execution | the measured profile, scaled to what it takes under the load; its jitter only where slices compute |
+| execution | the measured profile, scaled to what it takes under the load, and how it varies there |
 | overheads | where they happen, lines in the batch's size and their spread, under the load |
 | what overheads have in common | the answers of a batch; not the ways of requests that leave nearly together |
 | Triton's threads | a wake-up time and a share of races, measured under the load |

@@ -15,6 +15,7 @@ from accel.work import audio_work_us
 from preba.batching.state import REFUSED_TIMEOUT
 from preba.batching.triton_config import TritonQuirks
 from preba.cli.calibrating import calibrate, slowdown, slowed
+from preba.cli.closing import closing, with_way
 from preba.cli.lines import line_by_size, shifted, spread_of, steady_mean
 from preba.cli.rehearsing import rehearsal
 from preba.cli.triton_threads import (
@@ -317,6 +318,27 @@ def test_answers_come_one_after_another(toy: Any) -> None:
     assert found.next_spread.factor_cv() == pytest.approx(1.0, rel=0.1)
 
 
+def test_answers_of_a_batch_are_right_on_average_where_the_second_one_is_late(toy: Any) -> None:
+    """A second answer 300 us further from the first than the others from one another: the mean of each size is kept."""
+    known = triton(toy, 1, 200.0, requests=8000)
+    run = played(known)
+    records = run.result.records
+    order = np.argsort(records.batch_id, kind="stable")
+    first = np.flatnonzero(np.diff(records.batch_id[order], prepend=-1) != 0)
+    place = np.arange(len(order)) - np.repeat(first, np.diff(np.append(first, len(order))))
+    later_ns = np.empty(len(records), dtype=np.int64)
+    later_ns[order] = np.where(place == 0, 0, 300_000 + 60_000 * place)
+    late = replace(records, completed_ns=records.completed_ns + later_ns)
+    found = answers_after_batch(
+        known, [known.models[0].execution], [replace(run, result=replace(run.result, records=late))]
+    )
+    for size in (2, 4, 8):
+        mine = late.batch_size == size
+        measured_us = (late.completed_ns - late.execution_end_ns)[mine].mean() / 1e3
+        told_us = found.line.of(size) / 1e3 + found.next_us * (size - 1) / 2
+        assert told_us == pytest.approx(measured_us, rel=0.05), size
+
+
 def test_turnaround_of_slices_that_overtake_one_another_is_found(toy: Any) -> None:
     """With seven slices the quick ones get the batches that wait: what is seen is too short, what is found is not."""
     plain = triton(toy, 7, 950.0, requests=15_000)
@@ -332,6 +354,84 @@ def test_turnaround_of_slices_that_overtake_one_another_is_found(toy: Any) -> No
     for size, rel in ((1, 0.1), (4, 0.08), (8, 0.08)):
         turnaround_us = found.turnaround_us + size * found.turnaround_request_us
         assert turnaround_us == pytest.approx(600 + size * 200, rel=rel), size
+
+
+def behind_a_policy(toy: Any, **overheads: Any) -> ResolvedScenario:
+    """Seven slices that get batches only when they have returned, with threads that wake up late and overtake."""
+    policy = {"default_queue_policy": {"timeout_action": "DELAY", "default_timeout_us": 30_000}}
+    plain = triton(toy, 7, 1000.0, requests=15_000, **policy)
+    plain = told(plain, batcher_wakeup_us=500, batcher_wakeup_varies=True, batcher_first_permille=200)
+    found = Overheads.model_validate({**OVERHEADS, **overheads})
+    server = plain.scenario.server.model_copy(update={"overheads": found})
+    return resolve(plain.scenario.model_copy(update={"server": server}), folder=plain.folder)
+
+
+def test_turnaround_behind_a_queue_policy_is_without_the_wakeup_of_the_batcher(toy: Any) -> None:
+    """Batches are formed for slices that have returned: the gaps contain a wake-up, which is simulated itself."""
+    known = behind_a_policy(toy, turnaround_jitter={"kind": "lognormal", "cv": 0.3})
+    run, busy = played(known), played(triton(toy, 1, 220.0, requests=4000))
+    profiles = [known.models[0].execution]
+    gaps = gaps_between_batches(known, profiles, [run], 2_000_000)
+    seen_us = np.median([gap - 200 * size for size, each in gaps.items() for gap in each])
+    calibrated = calibrate(known, profiles, run, run, [busy])
+    found = calibrated.scenario.server.overheads
+    assert seen_us > 800
+    for size in (2, 5, 8):
+        turnaround_us = found.turnaround_us + size * found.turnaround_request_us
+        assert turnaround_us == pytest.approx(600 + size * 200, abs=150), size
+    assert found.frontend_us == pytest.approx(700, abs=150)
+    assert any("wake-up is in it" in note for note in calibrated.notes)
+
+
+@pytest.mark.parametrize("wrong_us", [-400.0, 400.0])
+def test_way_to_the_batcher_follows_from_when_batches_close(toy: Any, wrong_us: float) -> None:
+    """A way that is told wrong is found again, from who joins the batches that wait for slices and who does not."""
+    known = behind_a_policy(toy)
+    run = played(known)
+    wrong = behind_a_policy(toy, frontend_us=700.0 + wrong_us)
+    found, said = with_way(wrong, run.trace, run.result.records)
+    assert found.server.overheads.frontend_us == pytest.approx(700, abs=60)
+    assert "close" in said[0]
+
+
+def test_batches_close_as_long_before_they_start_as_the_way_takes(toy: Any) -> None:
+    """Nothing else passes between schedule and start where a slice has returned; without batches it is unknown."""
+    known = behind_a_policy(toy)
+    found = closing(known, played(known).result.records)
+    assert found is not None
+    assert found.busy_us == pytest.approx(700, rel=0.1)
+    assert found.idle_us == pytest.approx(1200, rel=0.2)
+    assert found.busy_share > 0.5
+    few = triton(toy, 7, 20.0, requests=50)
+    assert closing(few, played(few).result.records) is None
+    assert with_way(few, played(few).trace, played(few).result.records) == (few.scenario, [])
+
+
+def test_ways_of_requests_that_were_overtaken_do_not_count_the_wait_for_a_slice(toy: Any) -> None:
+    """A request that loses the idle slice to a later one waits for another slice, which is no way."""
+    plain = triton(toy, 7, 900.0, requests=15_000)
+    varied = Overheads.model_validate({**OVERHEADS, "frontend_jitter": {"kind": "lognormal", "cv": 0.5}})
+    server = plain.scenario.server.model_copy(update={"overheads": varied})
+    known = resolve(plain.scenario.model_copy(update={"server": server}), folder=plain.folder)
+    waits_us = head_waits_us(known, played(known).result.records, 8)
+    assert len(waits_us) > 100
+    assert waits_us.mean() == pytest.approx(700, rel=0.15)
+    assert waits_us.max() < 12_000
+
+
+def test_executions_vary_as_they_do_in_the_rehearsal(toy: Any) -> None:
+    """Slices that sleep take longer now and then, too: on average as well, not only in the middle."""
+    plain = triton(toy, 1, 150.0, requests=8000)
+    model = plain.scenario.models[0]
+    factors = {"kind": "empirical", "factors": (*[1.0] * 19, 1.2)}
+    varied = type(model).model_validate({**model.model_dump(), "execution_jitter": factors})
+    known = resolve(plain.scenario.model_copy(update={"models": (varied,)}), folder=plain.folder)
+    profiles = [plain.models[0].execution]
+    run = played(known)
+    found = calibrate(plain, profiles, run, run, [run]).scenario.models[0]
+    assert slowdown(execution_ratios(plain, profiles[0], 0, run)) == pytest.approx(1.0, abs=0.003)
+    assert found.execution_jitter is not None
+    assert found.execution_jitter.factor_cv() == pytest.approx(np.std([1.0] * 19 + [1.2]) / 1.01, rel=0.15)
 
 
 def test_spread_leaves_out_a_machine_that_stood_still_and_few_values() -> None:
