@@ -23,7 +23,7 @@ from preba.cli.triton_threads import (
     with_wakeup,
     without_wakeup,
 )
-from preba.cli.turnarounds import Gaps, as_played, gaps_of, unhurried
+from preba.cli.turnarounds import Gaps, as_played, gaps_of, unbiased
 from preba.cli.ways import (
     ALONE_MIN,
     after_preprocessing_us,
@@ -226,29 +226,25 @@ def with_threads(seen: Seen, calibrated: Scenario, gaps: Gaps, threads: Wakeup |
         return calibrated, notes
     folder = seen.resolved.folder
     race, rehearsed = gaps.race, seen.rehearsed
-    counted = race is not None and race.permille is not None
-    if race is not None and counted:
-        calibrated = racing(calibrated, race)
-    if counted or (triton.prefetching and len(seen.resolved.models[0].slice_indices) > 1):
-        longer = unhurried(resolve(calibrated, folder=folder), seen.profiles, rehearsed)
-        if longer != calibrated.server.overheads:
-            why = "the batcher's wake-up is in it" if counted else "slices that are slow to return are overtaken"
-            notes.append(
-                f"{why}: the turnaround is {longer.turnaround_us:.0f} us and {longer.turnaround_request_us:.0f} us a "
-                f"request where {gaps.line.fixed_us:.0f} and {gaps.line.per_request_us:.0f} us are seen"
-            )
-            server = calibrated.server.model_copy(update={"overheads": longer})
-            calibrated = calibrated.model_copy(update={"server": server})
+    if triton.prefetching and len(seen.resolved.models[0].slice_indices) > 1:
+        calibrated, said = with_turnaround(seen, calibrated, gaps, "slices that are slow to return are overtaken")
+        notes += said
     if seen.limit < 2:
         return calibrated, notes
     if threads is None:
         threads = wakeup_by_ones(resolve(calibrated, folder=folder), seen.rehearsed.trace, seen.records)
         calibrated = taking(calibrated, threads.us)
     notes.append(threads.text)
+    if race is not None and race.permille is not None:
+        notes.append(race.text)
+        calibrated = racing(calibrated, race)
+        calibrated, said = with_turnaround(seen, calibrated, gaps, "the batcher's wake-up is in what is seen")
+        calibrated, more = with_way(resolve(calibrated, folder=folder), rehearsed.trace, seen.records)
+        return calibrated, [*notes, *said, *more]
     if triton.prefetching and triton.max_queue_delay_us > 0:
         known = resolve(calibrated, folder=folder)
         race = overtakings(known, rehearsed.trace, rehearsed.result.records, seen.limit)
-    if race is not None and race.permille is None and not triton.prefetching:
+    if race is not None and not triton.prefetching:
 
         def gaps_us(run: Simulation) -> list[float]:
             return between(seen.resolved, seen.profiles, as_played(run))
@@ -258,7 +254,17 @@ def with_threads(seen: Seen, calibrated: Scenario, gaps: Gaps, threads: Wakeup |
     if race is not None:
         notes.append(race.text)
         calibrated = racing(calibrated, race)
-    if counted:
-        calibrated, said = with_way(resolve(calibrated, folder=folder), rehearsed.trace, seen.records)
-        notes += said
     return calibrated, notes
+
+
+def with_turnaround(seen: Seen, calibrated: Scenario, gaps: Gaps, why: str) -> tuple[Scenario, list[str]]:
+    """The scenario with the turnaround as it is, and what is said of it."""
+    overheads = unbiased(resolve(calibrated, folder=seen.resolved.folder), seen.profiles, seen.rehearsed, gaps.race)
+    if overheads == calibrated.server.overheads:
+        return calibrated, []
+    said = (
+        f"{why}: the turnaround is {overheads.turnaround_us:.0f} us and {overheads.turnaround_request_us:.0f} us a "
+        f"request where {gaps.line.fixed_us:.0f} and {gaps.line.per_request_us:.0f} us are seen"
+    )
+    server = calibrated.server.model_copy(update={"overheads": overheads})
+    return calibrated.model_copy(update={"server": server}), [said]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
+from preba.batching.triton_config import TritonBatcher
 from preba.cli.lines import Array, steady_mean
+from preba.cli.redrawn import other_luck, redrawn
 from preba.cli.rehearsing import batch_limit
-from preba.cli.triton_threads import IDLE_NS, drawn_as_long, head_waits_us, other_races, per_server
+from preba.cli.triton_threads import IDLE_NS, delay_ns, head_waits_us, per_server
 from preba.cli.ways import ALONE_MIN
 from preba.records import Records
 from preba.scenario.resolve import ResolvedScenario, resolve
@@ -21,7 +23,9 @@ __all__ = ["Closing", "closing", "with_way"]
 WINDOW_NS = 5_000_000
 """No batch closes so long before it starts."""
 BIN_NS = 250_000
-BATCHES_MIN = 60
+REQUESTS_MIN = 200
+OPEN_SHARE = 0.5
+"""Where so many requests miss a batch that came as long before it as is looked at, it is not known when it closes."""
 ROUNDS = 3
 DRAWS = 3
 
@@ -32,23 +36,24 @@ class Closing:
 
     Attributes
     ----------
-    idle_us : float
-        Of requests that meet an idle slice: the mean; 0 where there are too few.
+    idle_us : float or None
+        Of requests that meet an idle slice, beyond the batcher's delay: the mean; ``None`` where there are too few.
     busy_us : float
-        Of the last ones that a batch takes which waited for its slice: the mean.
+        Before its start a batch that waited for its slice closes: the mean.
     busy_share : float
-        Of the requests in both kinds of batches, those in the latter.
+        Of the requests, beside each of those that meet an idle slice, in batches that waited for theirs.
     """
 
-    idle_us: float
+    idle_us: float | None
     busy_us: float
     busy_share: float
 
     def beyond(self, other: Closing) -> float:
-        """How much longer than another one, with as many requests of both kinds as here."""
-        return (1.0 - self.busy_share) * (self.idle_us - other.idle_us) + self.busy_share * (
-            self.busy_us - other.busy_us
-        )
+        """How much longer than another one, in microseconds, with the shares of this one."""
+        busy_us = self.busy_us - other.busy_us
+        if self.idle_us is None or other.idle_us is None:
+            return busy_us
+        return (1.0 - self.busy_share) * (self.idle_us - other.idle_us) + self.busy_share * busy_us
 
 
 def closing(resolved: ResolvedScenario, records: Records) -> Closing | None:
@@ -58,6 +63,9 @@ def closing(resolved: ResolvedScenario, records: Records) -> Closing | None:
     over that time, is the mean time before its start at which a batch closes.
     """
     limit = batch_limit(resolved, resolved.models[0])
+    batcher = resolved.models[0].config.batcher
+    waited_ns = IDLE_NS + (delay_ns(batcher) if isinstance(batcher, TritonBatcher) else 0)
+    full = [limit, *(batcher.preferred_batch_size if isinstance(batcher, TritonBatcher) else ())]
     before_ns: list[Array] = []
     missed: list[Array] = []
     waiting = 0
@@ -69,25 +77,26 @@ def closing(resolved: ResolvedScenario, records: Records) -> Closing | None:
         for index in np.unique(mine.slice_index[rows]):
             own = np.flatnonzero(mine.slice_index[rows] == index)
             own = own[np.argsort(start_ns[own], kind="stable")]
-            after = own[1:][oldest_ns[own[1:]] + IDLE_NS <= end_ns[own[:-1]]]
+            after = own[1:][oldest_ns[own[1:]] + waited_ns <= end_ns[own[:-1]]]
             waiting += int(size[after].sum())
-            for batch in after[size[after] < limit]:
+            for batch in after[~np.isin(size[after], full)]:
                 low, high = np.searchsorted(mine.scheduled_ns, (start_ns[batch] - WINDOW_NS, start_ns[batch]))
                 left = mine.execution_start_ns[low:high] >= start_ns[batch]  # the others began before
                 before_ns.append((start_ns[batch] - mine.scheduled_ns[low:high])[left].astype(np.float64))
                 missed.append((place[low:high] != batch)[left].astype(np.float64))
-    if len(missed) < BATCHES_MIN:
+    if sum(map(len, missed)) < REQUESTS_MIN:
         return None
-    bins = (np.concatenate(before_ns) / BIN_NS).astype(np.int64)
-    count = np.bincount(bins)
-    share = np.bincount(bins, weights=np.concatenate(missed)) / np.maximum(count, 1)
+    bins = np.minimum(np.concatenate(before_ns) / BIN_NS, WINDOW_NS // BIN_NS - 1).astype(np.int64)
+    count = np.bincount(bins, minlength=WINDOW_NS // BIN_NS)
+    there = np.flatnonzero(count)
+    share = np.bincount(bins, weights=np.concatenate(missed), minlength=len(count))[there] / count[there]
+    if share[-1] > OPEN_SHARE:
+        return None
+    busy_us = float(np.interp(np.arange(len(count)), there, share).sum()) * BIN_NS / 1e3
     waits_us = head_waits_us(resolved, records, limit)
     if len(waits_us) < ALONE_MIN:
-        waits_us = np.empty(0)
-    return Closing(
-        idle_us=steady_mean(waits_us) if len(waits_us) else 0.0,
-        busy_us=float(share[count > 0].sum()) * BIN_NS / 1e3, busy_share=waiting / (waiting + len(waits_us)),
-    )  # fmt: skip
+        return Closing(None, busy_us, 1.0)
+    return Closing(steady_mean(waits_us), busy_us, waiting / (waiting + len(waits_us)))
 
 
 def with_way(calibrated: ResolvedScenario, trace: Trace, records: Records) -> tuple[Scenario, list[str]]:
@@ -106,23 +115,21 @@ def with_way(calibrated: ResolvedScenario, trace: Trace, records: Records) -> tu
     records : Records
         Of the rehearsal, served.
     """
-    scenario = calibrated.scenario
-    measured = closing(calibrated, records)
+    scenario, measured = calibrated.scenario, closing(calibrated, records)
+    too_few = ["too few requests came soon before batches that waited for their slice to see when those close"]
     if measured is None:
-        return scenario, []
+        return scenario, too_few
     before_us = scenario.server.overheads.frontend_us
     for _ in range(ROUNDS):
         longer_us = []
         for draw in range(DRAWS):
-            told = resolve(other_races(scenario, draw), folder=calibrated.folder)
-            drawn = drawn_as_long(told, trace)
-            varied = replace(trace, overhead_factor=drawn.overhead_factor, execution_factor=drawn.execution_factor)
-            run = simulate(told, engine=DEFAULT_ENGINE, trace=varied).result.records
+            told = resolve(other_luck(scenario, draw), folder=calibrated.folder)
+            run = simulate(told, engine=DEFAULT_ENGINE, trace=redrawn(told, trace)).result.records
             found = closing(told, run.select(run.served))
-            if found is not None and (found.idle_us > 0) == (measured.idle_us > 0):
+            if found is not None:
                 longer_us.append(measured.beyond(found))
         if not longer_us:
-            return scenario, []
+            return calibrated.scenario, too_few
         overheads = scenario.server.overheads
         overheads = overheads.model_copy(
             update={"frontend_us": max(overheads.frontend_us + float(np.mean(longer_us)), 0.0)}

@@ -19,8 +19,9 @@ __all__ = [
 Array = NDArray[np.float64]
 
 GAPS_MIN = 10
-STALL = 10.0
-"""Values further above the median than so many times the way to the 90th percentile are stalls of the machine."""
+STALL, STALL_MIN = 10.0, 2.0
+"""Stalls of the machine are further above the median than so many times the way to the 90th percentile, and above so
+many medians."""
 GAP_CUT = 0.05
 SPREAD_MIN = 60
 QUANTILES = 100
@@ -44,7 +45,7 @@ def without_stalls(values: Sequence[float] | Array) -> Array:
     """The values without those that a machine that stood still for a moment adds."""
     found = np.asarray(values, dtype=np.float64)
     middle, high = np.percentile(found, [50, 90])
-    kept: Array = found[found <= middle + STALL * (high - middle)]
+    kept: Array = found[found <= max(middle + STALL * (high - middle), STALL_MIN * middle)]
     return kept
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,18 +20,18 @@ from numpy.typing import NDArray
 from preba.batchers import BatcherConfig
 from preba.batching.triton_config import TritonBatcher
 from preba.cli.lines import spread_of, without_stalls
+from preba.cli.redrawn import other_luck, redrawn
 from preba.jitter import EmpiricalJitter
 from preba.records import Records
 from preba.report.usage import first_of_batch
-from preba.scenario.draw import draw_scenario_trace
 from preba.scenario.resolve import ResolvedScenario, resolve
-from preba.scenario.schema import Run, Scenario
+from preba.scenario.schema import Scenario
 from preba.trace import Trace
 from sim.run import DEFAULT_ENGINE, Simulation, simulate
 
 __all__ = [
-    "IDLE_NS", "Race", "Wakeup", "delay_ns", "drawn_as_long", "head_waits_us", "lost_wakeups", "other_races",
-    "overtakings", "taking", "told_wakeup", "wakeup", "wakeup_by_ones", "wakeups_by_gaps", "with_race", "with_spread",
+    "IDLE_NS", "LATE_NS", "Race", "Wakeup", "delay_ns", "head_waits_us", "lost_wakeups", "overtakings",
+    "per_server", "racing", "taking", "told_wakeup", "wakeup", "wakeup_by_ones", "wakeups_by_gaps", "with_race",
     "with_wakeup", "without_wakeup",
 ]  # fmt: skip
 
@@ -161,8 +161,8 @@ def idle_heads(records: Records, instances: int, early: Sequence[int]) -> NDArra
 def head_waits_us(resolved: ResolvedScenario, records: Records, limit: int) -> NDArray[np.float64]:
     """From schedule to execution, beyond the batcher's delay, of requests that met an idle instance.
 
-    A request that a later one overtook on its way, and so missed the idle instance, took longer than that one: it
-    counts until that one's execution.
+    A request that a later one overtook on its way may find the instance taken. If it then waited for another one it
+    counts until the execution of the one that overtook it, whose way was the shorter one.
     """
     batcher = resolved.models[0].config.batcher
     wait_ns = delay_ns(batcher) if isinstance(batcher, TritonBatcher) else 0
@@ -170,10 +170,22 @@ def head_waits_us(resolved: ResolvedScenario, records: Records, limit: int) -> N
     found = []
     for mine, instances in per_server(resolved, records):
         kept = idle_heads(mine, instances, early)
-        starts_ns = np.sort(mine.execution_start_ns)
+        starts_ns, own_ns = np.sort(mine.execution_start_ns), mine.execution_start_ns[kept]
         next_ns = starts_ns[np.searchsorted(starts_ns, mine.issued_ns[kept], side="right").clip(max=len(mine) - 1)]
-        found.append(np.minimum(next_ns, mine.execution_start_ns[kept]) - mine.scheduled_ns[kept] - wait_ns)
+        waited = returned_ns(mine, kept) > next_ns
+        found.append(np.where(waited, np.minimum(next_ns, own_ns), own_ns) - mine.scheduled_ns[kept] - wait_ns)
     return np.concatenate(found) / 1e3 if found else np.empty(0)
+
+
+def returned_ns(records: Records, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """When the slices of these requests' batches had ended the batch before; long ago for a first one."""
+    found = np.full(len(records), np.iinfo(np.int64).min)
+    for index in np.unique(records.slice_index):
+        mine = np.flatnonzero(records.slice_index == index)
+        ends_ns = np.unique(records.execution_end_ns[mine])
+        place = np.searchsorted(ends_ns, records.execution_start_ns[mine], side="right")
+        found[mine] = np.where(place > 0, ends_ns[np.maximum(place - 1, 0)], found[mine])
+    return found[kept]
 
 
 def wakeup(resolved: ResolvedScenario, records: Records) -> Wakeup:
@@ -235,9 +247,8 @@ def wakeup_by_ones(calibrated: ResolvedScenario, trace: Trace, records: Records)
     """
     shares = np.zeros((DRAWS, len(WAKEUPS_US)))
     for draw in range(DRAWS):
-        scenario = other_races(calibrated.scenario, draw)
-        scenario = scenario.model_copy(update={"seed": scenario.seed + draw})
-        drawn = with_spread(resolve(scenario, folder=calibrated.folder), trace)
+        scenario = other_luck(calibrated.scenario, draw)
+        drawn = redrawn(resolve(scenario, folder=calibrated.folder), trace)
         for place, us in enumerate(WAKEUPS_US):
             told = resolve(taking(scenario, us), folder=calibrated.folder)
             played = simulate(told, engine=DEFAULT_ENGINE, trace=drawn).result.records
@@ -279,17 +290,6 @@ def racing(scenario: Scenario, race: Race) -> Scenario:
     model = scenario.models[0]
     model = model.model_copy(update={"batcher": with_race(model.batcher, race)})
     return scenario.model_copy(update={"models": (model,)})
-
-
-def other_races(scenario: Scenario, draw: int) -> Scenario:
-    """A scenario in which Triton's threads have other luck; as it is with draw 0."""
-    models = []
-    for model in scenario.models:
-        batcher = model.batcher
-        if isinstance(batcher, TritonBatcher):
-            batcher = batcher.with_quirks(batcher_first_seed=batcher.quirks.batcher_first_seed + draw)
-        models.append(model.model_copy(update={"batcher": batcher}))
-    return scenario.model_copy(update={"models": tuple(models)})
 
 
 def share_of_ones(records: Records) -> float:
@@ -370,7 +370,7 @@ def wakeups_by_gaps(
     Race
         The share is unknown where there are too few gaps, and 0 where they are the same whatever the share.
     """
-    trace = with_spread(calibrated, trace)
+    trace = redrawn(calibrated, trace)
     found = [gaps_us(_with_share(calibrated, trace, permille)) for permille in SHARES]
     if min(len(gaps) for gaps in (seen_us, *found)) < GAPS_MIN:
         return Race(
@@ -395,17 +395,6 @@ def monotone_falling(values: Sequence[float]) -> NDArray[np.float64]:
     found = np.asarray(values, dtype=np.float64)
     fallen: NDArray[np.float64] = (np.minimum.accumulate(found) + np.maximum.accumulate(found[::-1])[::-1]) / 2
     return fallen
-
-
-def drawn_as_long(calibrated: ResolvedScenario, trace: Trace) -> Trace:
-    """What the scenario draws for as many requests as a trace has, however its own run is measured."""
-    as_long = calibrated.scenario.model_copy(update={"run": Run(requests=len(trace), warmup_requests=0)})
-    return draw_scenario_trace(resolve(as_long, folder=calibrated.folder))
-
-
-def with_spread(calibrated: ResolvedScenario, trace: Trace) -> Trace:
-    """A trace with overheads that vary as the scenario says."""
-    return replace(trace, overhead_factor=drawn_as_long(calibrated, trace).overhead_factor)
 
 
 def _with_share(calibrated: ResolvedScenario, trace: Trace, permille: int) -> Simulation:
@@ -445,7 +434,7 @@ def overtakings(calibrated: ResolvedScenario, trace: Trace, records: Records, li
         Largest batch.
     """
     seen = left_behind(calibrated, records, limit)
-    trace = with_spread(calibrated, trace)
+    trace = redrawn(calibrated, trace)
     behind = [left_behind(calibrated, _with_share(calibrated, trace, permille).result.records, limit)
               for permille in SHARES]  # fmt: skip
     falling = monotone_falling(behind)

@@ -19,8 +19,9 @@ from preba.cli.lines import (
     steady_mean,
     trimmed_mean,
 )
+from preba.cli.redrawn import redrawn
 from preba.cli.seen import Seen
-from preba.cli.triton_threads import IDLE_NS, Race, lost_wakeups, with_spread
+from preba.cli.triton_threads import IDLE_NS, LATE_NS, Race, lost_wakeups
 from preba.cli.ways import ALONE_MIN, gaps_between_batches, way_to_slice_us
 from preba.jitter import JitterConfig
 from preba.profile import LatencyProfile
@@ -29,7 +30,7 @@ from preba.scenario.schema import Overheads
 from runtime.load.run import Played
 from sim.run import DEFAULT_ENGINE, Simulation, simulate
 
-__all__ = ["Gaps", "as_played", "gaps_of", "unhurried", "widened"]
+__all__ = ["Gaps", "as_played", "gaps_of", "unbiased", "widened"]
 
 USUAL_PERCENT = 35.0
 """Of gaps of which up to a third may be lost wake-ups: the median of the others."""
@@ -38,6 +39,8 @@ QUICK_PERCENT = (5.0, 20.0)
 SIZES_MIN = 4
 """Batch sizes seen often enough in a rehearsal for a line of its own."""
 SELECTION_ROUNDS = 3
+LATE_TIMES = 2
+"""Gaps vary: one that is but so many times as late as the usual one is late may be none of a lost wake-up."""
 
 
 @dataclass(frozen=True)
@@ -127,40 +130,59 @@ def turnaround(
     return moved, spread_of(relative(found, moved)) or spread_of(relative(kept_busy, line))
 
 
-def unhurried(calibrated: ResolvedScenario, profiles: Sequence[LatencyProfile], rehearsed: Played) -> Overheads:
+def unbiased(
+    calibrated: ResolvedScenario, profiles: Sequence[LatencyProfile], rehearsed: Played, race: Race | None = None
+) -> Overheads:
     """Overheads with the turnaround as it is, not as it is seen.
 
     Gaps are seen where a batch waited for that very slice, which the quick ones get more often: a slice that is slow to
     return is overtaken by others. And where the batcher forms a batch only for a slice that has returned, its wake-up
     is in them, which is simulated itself. A simulation of the rehearsal has the same bias and knows the truth: the
-    turnaround is changed until what is seen of it is the same line.
+    turnaround is changed until what is seen of it is the same, part by part if there are enough sizes of batches.
+    Gaps of lost wake-ups, the chance of which is known only so well, are left out of both.
     """
     overheads = calibrated.scenario.server.overheads
     batcher = calibrated.models[0].config.batcher
     waited_ns = IDLE_NS + (1000 * batcher.max_queue_delay_us if isinstance(batcher, TritonBatcher) else 0)
-    trace = with_spread(calibrated, rehearsed.trace)
+    trace = redrawn(calibrated, rehearsed.trace)
     measured = gaps_between_batches(calibrated, profiles, [rehearsed], waited_ns)
-    longer, line = overheads, line_by_size(measured, steady_mean)
+    lost_us = lost_from_us(measured, overheads.turnaround_request_us) if race is not None else math.inf
+    measured = below(measured, overheads.turnaround_request_us, lost_us)
+    found = overheads
     for _ in range(SELECTION_ROUNDS):
-        server = calibrated.scenario.server.model_copy(update={"overheads": longer})
+        server = calibrated.scenario.server.model_copy(update={"overheads": found})
         told = resolve(calibrated.scenario.model_copy(update={"server": server}), folder=calibrated.folder)
         run = as_played(simulate(told, engine=DEFAULT_ENGINE, trace=trace))
         gaps = gaps_between_batches(told, profiles, [run], waited_ns)
-        ratios = relative(gaps, line)
-        if min(len(ratios), line.values) < PAIRS_MIN:
+        gaps = below(gaps, overheads.turnaround_request_us, lost_us)
+        if min(sum(map(len, each.values())) for each in (gaps, measured)) < PAIRS_MIN:
             return overheads
-        fixed_us, request_us = longer.turnaround_us, longer.turnaround_request_us
-        if tells_line(gaps):
-            seen = line_by_size(gaps, steady_mean)
-            fixed_us += line.fixed_us - seen.fixed_us
-            request_us += line.per_request_us - seen.per_request_us
+        fixed_us, request_us = found.turnaround_us, found.turnaround_request_us
+        if tells_line(gaps) and tells_line(measured):
+            wanted, seen = line_by_size(measured, steady_mean), line_by_size(gaps, steady_mean)
+            request_us += wanted.per_request_us - seen.per_request_us
+            fixed_us += wanted.fixed_us - seen.fixed_us
         else:
-            factor = float(np.mean(ratios))
-            fixed_us, request_us = fixed_us / factor, request_us / factor
-        longer = overheads.model_copy(
+            wanted_us, seen_us = (
+                steady_mean([us - request_us * size for size, values in each.items() for us in values])
+                for each in (measured, gaps)
+            )
+            fixed_us += wanted_us - seen_us
+        found = overheads.model_copy(
             update={"turnaround_us": max(fixed_us, 0.0), "turnaround_request_us": max(request_us, 0.0)}
         )
-    return longer
+    return found
+
+
+def lost_from_us(gaps: Mapping[int, Sequence[float]], request_us: float) -> float:
+    """From which time on, beyond so much a request, a gap may be a lost wake-up."""
+    rest = [us - request_us * size for size, values in gaps.items() for us in values]
+    return float(np.percentile(rest, USUAL_PERCENT)) + LATE_TIMES * LATE_NS / 1e3 if rest else math.inf
+
+
+def below(gaps: Mapping[int, list[float]], request_us: float, limit_us: float) -> dict[int, list[float]]:
+    """Gaps shorter than a limit, beyond so much a request."""
+    return {size: [us for us in values if us - request_us * size < limit_us] for size, values in gaps.items()}
 
 
 def tells_line(gaps: Mapping[int, Sequence[float]]) -> bool:

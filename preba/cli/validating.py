@@ -18,10 +18,10 @@ import numpy as np
 from accel.inputs import InputLimits, read_wav
 from preba.cli.calibrating import calibrate
 from preba.cli.load import measured_summary
+from preba.cli.redrawn import other_luck, redrawn
 from preba.cli.rehearsing import batch_limit, kept_busy, one_at_a_time, rehearsal
 from preba.cli.served import served
 from preba.cli.simulate import run_and_summarise
-from preba.cli.triton_threads import drawn_as_long, other_races
 from preba.errors import ScenarioError
 from preba.profile import LatencyProfile
 from preba.records import Records
@@ -32,7 +32,6 @@ from preba.report.window import steady_window
 from preba.scenario.draw import draw_scenario_trace
 from preba.scenario.live import EmulatedSlices
 from preba.scenario.resolve import ResolvedModel, ResolvedScenario, resolve
-from preba.trace import Trace
 from runtime.cores import bound_to
 from runtime.load.run import Played, Target, play
 from runtime.placement import other_cores
@@ -47,7 +46,6 @@ __all__ = [
 
 Say = Callable[[str], None]
 WARMUP_SHARE = 0.05
-DRAW_SEED = 4_000_003
 STOLEN_MIN_PERCENT = 0.005
 STOLEN_MAX_PERCENT = 0.5
 """Of two cores, from which on figures of a rehearsal and of a run were seen to be several percent apart."""
@@ -298,16 +296,9 @@ def fresh_summaries(resolved: ResolvedScenario, draws: int) -> list[dict[str, An
 def replayed(calibrated: ResolvedScenario, played: Played, draw: int) -> Simulation:
     """A simulation of what was played, with draws of its own of how things vary inside the server."""
     records = played.result.records
-    scenario = other_races(calibrated.scenario, draw)
-    scenario = scenario.model_copy(update={"seed": scenario.seed + (DRAW_SEED + draw if draw else 0)})
-    told = resolve(scenario, folder=calibrated.folder)
-    drawn = drawn_as_long(told, played.trace)
+    told = resolve(other_luck(calibrated.scenario, draw), folder=calibrated.folder)
     # The files that were sent may have other sizes than the traced ones; how preprocessing spreads is measured.
-    sent: Trace = replace(
-        played.trace, jpeg_bytes=records.jpeg_bytes, audio_ns=records.audio_ns,
-        preprocess_factor=drawn.preprocess_factor, execution_factor=drawn.execution_factor,
-        overhead_factor=drawn.overhead_factor, balancer_draw=drawn.balancer_draw,
-    )  # fmt: skip
+    sent = replace(redrawn(told, played.trace), jpeg_bytes=records.jpeg_bytes, audio_ns=records.audio_ns)
     return simulate(told, engine=DEFAULT_ENGINE, trace=sent)
 
 

@@ -174,7 +174,7 @@ class Answers:
     Attributes
     ----------
     line : Line
-        From the end of the batch to the first of them.
+        From the end of the batch to the first of them, so that the mean of all is right.
     next_us : float
         From one to the next.
     spread, next_spread : jitter config or None
@@ -199,6 +199,7 @@ def answers_after_batch(
     others are from one another: the first is taken to be as early as the mean of a batch's answers says.
     """
     native = is_native(resolved)
+    firsts: dict[int, list[float]] = {}
     means: list[tuple[int, int, float]] = []
     gaps: list[Array] = []
     for played in runs:
@@ -210,16 +211,19 @@ def answers_after_batch(
         first = np.flatnonzero(is_first)
         count = np.diff(np.append(first, len(order)))
         mean_us = np.add.reduceat(after_us[order], first) / count
-        means += zip(records.batch_size[order][first].tolist(), count.tolist(), mean_us.tolist(), strict=True)
+        size = records.batch_size[order][first]
+        means += zip(size.tolist(), count.tolist(), mean_us.tolist(), strict=True)
+        for each, us in zip(size.tolist(), after_us[order][first].tolist(), strict=True):
+            firsts.setdefault(each, []).append(us)
         gaps.append(np.diff(after_us[order], prepend=0.0)[~is_first])
     between_us = np.concatenate(gaps)
     next_us = steady_mean(between_us) if len(between_us) >= ALONE_MIN else 0.0
-    firsts: dict[int, list[float]] = {}
-    for size, answers, us in means:
-        firsts.setdefault(size, []).append(us - next_us * (answers - 1) / 2)
-    line = line_by_size(firsts)
+    as_mean: dict[int, list[float]] = {}
+    for each, answers, us in means:
+        as_mean.setdefault(each, []).append(us - next_us * (answers - 1) / 2)
     next_spread = spread_of(between_us / next_us) if next_us > 0 else None
-    return Answers(line, next_us, spread_of(relative(firsts, line)), next_spread)
+    spread = spread_of(relative(firsts, line_by_size(firsts)))
+    return Answers(line_by_size(as_mean), next_us, spread, next_spread)
 
 
 def _expected_ns(resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], records: Records) -> NDArray[np.int64]:

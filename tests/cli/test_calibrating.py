@@ -15,7 +15,6 @@ from accel.work import audio_work_us
 from preba.batching.state import REFUSED_TIMEOUT
 from preba.batching.triton_config import TritonQuirks
 from preba.cli.calibrating import calibrate, slowdown, slowed
-from preba.cli.closing import closing, with_way
 from preba.cli.lines import line_by_size, shifted, spread_of, steady_mean
 from preba.cli.rehearsing import rehearsal
 from preba.cli.triton_threads import (
@@ -354,69 +353,6 @@ def test_turnaround_of_slices_that_overtake_one_another_is_found(toy: Any) -> No
     for size, rel in ((1, 0.1), (4, 0.08), (8, 0.08)):
         turnaround_us = found.turnaround_us + size * found.turnaround_request_us
         assert turnaround_us == pytest.approx(600 + size * 200, rel=rel), size
-
-
-def behind_a_policy(toy: Any, **overheads: Any) -> ResolvedScenario:
-    """Seven slices that get batches only when they have returned, with threads that wake up late and overtake."""
-    policy = {"default_queue_policy": {"timeout_action": "DELAY", "default_timeout_us": 30_000}}
-    plain = triton(toy, 7, 1000.0, requests=15_000, **policy)
-    plain = told(plain, batcher_wakeup_us=500, batcher_wakeup_varies=True, batcher_first_permille=200)
-    found = Overheads.model_validate({**OVERHEADS, **overheads})
-    server = plain.scenario.server.model_copy(update={"overheads": found})
-    return resolve(plain.scenario.model_copy(update={"server": server}), folder=plain.folder)
-
-
-def test_turnaround_behind_a_queue_policy_is_without_the_wakeup_of_the_batcher(toy: Any) -> None:
-    """Batches are formed for slices that have returned: the gaps contain a wake-up, which is simulated itself."""
-    known = behind_a_policy(toy, turnaround_jitter={"kind": "lognormal", "cv": 0.3})
-    run, busy = played(known), played(triton(toy, 1, 220.0, requests=4000))
-    profiles = [known.models[0].execution]
-    gaps = gaps_between_batches(known, profiles, [run], 2_000_000)
-    seen_us = np.median([gap - 200 * size for size, each in gaps.items() for gap in each])
-    calibrated = calibrate(known, profiles, run, run, [busy])
-    found = calibrated.scenario.server.overheads
-    assert seen_us > 800
-    for size in (2, 5, 8):
-        turnaround_us = found.turnaround_us + size * found.turnaround_request_us
-        assert turnaround_us == pytest.approx(600 + size * 200, abs=150), size
-    assert found.frontend_us == pytest.approx(700, abs=150)
-    assert any("wake-up is in it" in note for note in calibrated.notes)
-
-
-@pytest.mark.parametrize("wrong_us", [-400.0, 400.0])
-def test_way_to_the_batcher_follows_from_when_batches_close(toy: Any, wrong_us: float) -> None:
-    """A way that is told wrong is found again, from who joins the batches that wait for slices and who does not."""
-    known = behind_a_policy(toy)
-    run = played(known)
-    wrong = behind_a_policy(toy, frontend_us=700.0 + wrong_us)
-    found, said = with_way(wrong, run.trace, run.result.records)
-    assert found.server.overheads.frontend_us == pytest.approx(700, abs=60)
-    assert "close" in said[0]
-
-
-def test_batches_close_as_long_before_they_start_as_the_way_takes(toy: Any) -> None:
-    """Nothing else passes between schedule and start where a slice has returned; without batches it is unknown."""
-    known = behind_a_policy(toy)
-    found = closing(known, played(known).result.records)
-    assert found is not None
-    assert found.busy_us == pytest.approx(700, rel=0.1)
-    assert found.idle_us == pytest.approx(1200, rel=0.2)
-    assert found.busy_share > 0.5
-    few = triton(toy, 7, 20.0, requests=50)
-    assert closing(few, played(few).result.records) is None
-    assert with_way(few, played(few).trace, played(few).result.records) == (few.scenario, [])
-
-
-def test_ways_of_requests_that_were_overtaken_do_not_count_the_wait_for_a_slice(toy: Any) -> None:
-    """A request that loses the idle slice to a later one waits for another slice, which is no way."""
-    plain = triton(toy, 7, 900.0, requests=15_000)
-    varied = Overheads.model_validate({**OVERHEADS, "frontend_jitter": {"kind": "lognormal", "cv": 0.5}})
-    server = plain.scenario.server.model_copy(update={"overheads": varied})
-    known = resolve(plain.scenario.model_copy(update={"server": server}), folder=plain.folder)
-    waits_us = head_waits_us(known, played(known).result.records, 8)
-    assert len(waits_us) > 100
-    assert waits_us.mean() == pytest.approx(700, rel=0.15)
-    assert waits_us.max() < 12_000
 
 
 def test_executions_vary_as_they_do_in_the_rehearsal(toy: Any) -> None:
