@@ -59,7 +59,7 @@ def trimmed_mean(values: Sequence[float] | Array) -> float:
     return float(trim_mean(values, GAP_CUT))
 
 
-def line_by_size(found: dict[int, list[float]], mean: Callable[[list[float]], float] = steady_mean) -> Line:
+def line_by_size(found: Mapping[int, list[float]], mean: Callable[[list[float]], float] = steady_mean) -> Line:
     """A line through the means of each batch size, in microseconds."""
     enough = {size: values for size, values in found.items() if len(values) >= GAPS_MIN}
     if not enough:

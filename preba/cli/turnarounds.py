@@ -122,12 +122,15 @@ def turnaround(
     if not seen.native or not isinstance(batcher, TritonBatcher):
         return line, spread_of(relative(kept_busy, line))
     waited_ns = 1000 * batcher.max_queue_delay_us + IDLE_NS
-    found = gaps_between_batches(seen.resolved, seen.profiles, [seen.rehearsed], waited_ns)
-    if race is not None and race.permille:
-        kept = 1.0 - race.permille / 1e3
-        found = {size: sorted(gaps)[: math.ceil(kept * len(gaps))] for size, gaps in found.items()}
-    moved = line_by_size(found, steady_mean) if tells_line(found) else shifted(line, found, steady_mean)
-    return moved, spread_of(relative(found, moved)) or spread_of(relative(kept_busy, line))
+    found, own = (
+        without_lost(gaps_between_batches(seen.resolved, profiles, [seen.rehearsed], waited_ns), race)
+        for profiles in (seen.profiles, None)
+    )
+    moved, varied = (
+        line_by_size(each, steady_mean) if tells_line(each) else shifted(line, each, steady_mean)
+        for each in (found, own)
+    )
+    return moved, spread_of(relative(own, varied)) or spread_of(relative(kept_busy, line))
 
 
 def unbiased(
@@ -172,6 +175,14 @@ def unbiased(
             update={"turnaround_us": max(fixed_us, 0.0), "turnaround_request_us": max(request_us, 0.0)}
         )
     return found
+
+
+def without_lost(gaps: Mapping[int, list[float]], race: Race | None) -> Mapping[int, list[float]]:
+    """Gaps by size without the longest ones, as many as there are lost wake-ups."""
+    if race is None or not race.permille:
+        return gaps
+    kept = 1.0 - race.permille / 1e3
+    return {size: sorted(each)[: math.ceil(kept * len(each))] for size, each in gaps.items()}
 
 
 def lost_from_us(gaps: Mapping[int, Sequence[float]], request_us: float) -> float:

@@ -136,11 +136,12 @@ def execution_ratios(resolved: ResolvedScenario, profile: LatencyProfile, model:
 
 
 def gaps_between_batches(
-    resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], runs: Sequence[Played], waited_ns: int = 0
+    resolved: ResolvedScenario, profiles: Sequence[LatencyProfile] | None, runs: Sequence[Played], waited_ns: int = 0
 ) -> dict[int, list[float]]:
     """What slices took from one batch to the next beyond its profile, in microseconds by the size of the first.
 
-    Only where requests had waited for the slice, longer than `waited_ns` at the end of the first batch.
+    Only where requests had waited for the slice, longer than `waited_ns` at the end of the first batch. Without
+    profiles, beyond what the batch itself took: how gaps vary, without how executions do.
     """
     found: dict[int, list[float]] = {}
     for played in runs:
@@ -148,7 +149,7 @@ def gaps_between_batches(
         numbers, rows, place = np.unique(records.batch_id, return_index=True, return_inverse=True)
         oldest_ns = np.full(len(numbers), np.iinfo(np.int64).max)
         np.minimum.at(oldest_ns, place, records.enqueued_ns)
-        expected_ns = _expected_ns(resolved, profiles, records)
+        expected_ns = _taken_ns(records) if profiles is None else _expected_ns(resolved, profiles, records)
         for slice_index in np.unique(records.slice_index[rows]):
             mine = np.flatnonzero(records.slice_index[rows] == slice_index)
             mine = mine[np.argsort(records.execution_start_ns[rows[mine]], kind="stable")]
@@ -205,15 +206,17 @@ def answers_after_batch(
     for played in runs:
         records = played.result.records.select(played.result.records.served)
         begin_ns = records.execution_start_ns if native else records.dispatched_ns
-        after_us = (records.completed_ns - begin_ns - _expected_ns(resolved, profiles, records)) / 1e3 - dispatch_us
+        expected_ns = _expected_ns(resolved, profiles, records)
+        after_us = (records.completed_ns - begin_ns - expected_ns) / 1e3 - dispatch_us
         order = np.lexsort((after_us, records.batch_id))
         is_first = np.diff(records.batch_id[order], prepend=-1) != 0
         first = np.flatnonzero(is_first)
         count = np.diff(np.append(first, len(order)))
         mean_us = np.add.reduceat(after_us[order], first) / count
         size = records.batch_size[order][first]
+        own_us = (after_us + (expected_ns - _taken_ns(records)) / 1e3)[order][first]
         means += zip(size.tolist(), count.tolist(), mean_us.tolist(), strict=True)
-        for each, us in zip(size.tolist(), after_us[order][first].tolist(), strict=True):
+        for each, us in zip(size.tolist(), own_us.tolist(), strict=True):
             firsts.setdefault(each, []).append(us)
         gaps.append(np.diff(after_us[order], prepend=0.0)[~is_first])
     between_us = np.concatenate(gaps)
@@ -224,6 +227,10 @@ def answers_after_batch(
     next_spread = spread_of(between_us / next_us) if next_us > 0 else None
     spread = spread_of(relative(firsts, line_by_size(firsts)))
     return Answers(line_by_size(as_mean), next_us, spread, next_spread)
+
+
+def _taken_ns(records: Records) -> NDArray[np.int64]:
+    return records.execution_end_ns - records.execution_start_ns
 
 
 def _expected_ns(resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], records: Records) -> NDArray[np.int64]:

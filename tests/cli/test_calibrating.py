@@ -364,10 +364,14 @@ def test_executions_vary_as_they_do_in_the_rehearsal(toy: Any) -> None:
     known = resolve(plain.scenario.model_copy(update={"models": (varied,)}), folder=plain.folder)
     profiles = [plain.models[0].execution]
     run = played(known)
-    found = calibrate(plain, profiles, run, run, [run]).scenario.models[0]
+    calibrated = calibrate(plain, profiles, run, run, [run])
+    found = calibrated.scenario.models[0]
     assert slowdown(execution_ratios(plain, profiles[0], 0, run)) == pytest.approx(1.0, abs=0.003)
     assert found.execution_jitter is not None
     assert found.execution_jitter.factor_cv() == pytest.approx(np.std([1.0] * 19 + [1.2]) / 1.01, rel=0.15)
+    overheads = calibrated.scenario.server.overheads
+    for spread in (overheads.turnaround_jitter, overheads.response_jitter):
+        assert spread is None or spread.factor_cv() < 0.01  # neither varies by itself
 
 
 def test_spread_leaves_out_a_machine_that_stood_still_and_few_values() -> None:
