@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ from preba.figures import Figure
 from preba.jitter import JitterConfig
 from preba.preprocessing import CpuPreprocessing, NoPreprocessing
 from preba.preprocessing_costs import AudioCost, CpuCosts, ImageCost
+from preba.records import Records
 from runtime.placement import preprocessing_backend, worker_count
 from runtime.profiling import this_machine
 
@@ -99,7 +101,11 @@ def preprocessing_of(seen: Seen) -> Prepared:
         f"not of what comes before the batcher; after a rest it takes {rested_us:.0f} us longer"
     )
     spread = {modality: cost.spread for modality, cost in found.items()}
-    return Prepared(section, before_us[free], held_us, spread, tuple(notes))
+    own_us = before_us[free]
+    if held_us > 0 and own_us.std() > 0:  # what varies from one input to the next varies here too, and is simulated
+        left = max(1.0 - float(np.var(held_each_us(records, held_us)) / np.var(own_us)), 0.0)
+        own_us = own_us.mean() + math.sqrt(left) * (own_us - own_us.mean())
+    return Prepared(section, own_us, held_us, spread, tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -172,8 +178,19 @@ def item_cost(seen: Seen, modality: str, sizes: Array, sized: NDArray[np.bool_],
     section = kind.model_validate({**figures, "bends": bends})
     expected_us = np.maximum(took_us - residual_us + held_us, 1.0)
     said = f"{fixed_us + held_us:.0f} us and {line.slope_us:.0f} us per {unit}; {text}"
-    spread = spread_of((took_us + held_us) / expected_us)
+    spread = spread_of((took_us + held_each_us(records, held_us)[mine]) / expected_us)
     return ItemCost(section, mine, transfer_us, later_us, rested_us, spread, said)
+
+
+def held_each_us(records: Records, held_us: float) -> Array:
+    """What the worker takes from one input to the next, for each: its own where it had a line, others' in turn."""
+    waited, ended_ns = waited_for_worker(records)
+    found = np.full(len(records), held_us)
+    gaps_us = (records.preprocess_start_ns - ended_ns)[waited] / 1e3
+    if held_us > 0 and len(gaps_us) > 0:
+        found[waited] = gaps_us
+        found[~waited] = np.resize(gaps_us, int((~waited).sum()))
+    return found
 
 
 def bends_of(sizes: Array, residual_us: Array) -> tuple[tuple[float, float], ...]:

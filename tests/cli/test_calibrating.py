@@ -475,6 +475,24 @@ def test_preprocessing_under_load_gives_back_what_it_costs_on_average(toy: Any) 
     assert found_us == pytest.approx(told_us, rel=0.02)
 
 
+def test_what_a_worker_takes_between_two_inputs_varies_with_them(toy: Any) -> None:
+    """Alternately 0.5 and 2.5 ms of an input's time pass before it: inputs as a whole vary no more than they did."""
+    sizes = {"kind": "jpeg", "dataset": "imagenet"}
+    model = toy.model(toy.profile({"1g": TABLE}), {"kind": "poisson", "rate_rps": 150}, sizes=sizes)
+    cost = {"kind": "cpu", "name": "toy", "image": {"fixed_us": toy.figure(6000.0), "per_100kb_us": toy.figure(0.0)}}
+    preprocessing = {"kind": "cpu", "cores": 1, "usable_fraction": 1.0, "cost": cost}
+    known = toy.resolve(toy.scenario([model], partition="7x1g.5gb", requests=6000, preprocessing=preprocessing))
+    run = played(known)
+    records = run.result.records
+    between_ns = np.where(np.arange(len(records)) % 2, 2_500_000, 500_000)
+    late = replace(records, preprocess_start_ns=records.preprocess_start_ns + between_ns)
+    run = replace(run, result=replace(run.result, records=late))
+    found = calibrate(known, [known.models[0].execution], run, run, [run]).scenario
+    assert found.preprocessing.cost.image.fixed_us.value == pytest.approx(6000, rel=0.02)
+    spread = found.models[0].preprocess_jitter
+    assert spread is None or spread.factor_cv() < 0.1  # 1 of 6 ms would be 0.17
+
+
 def test_every_part_of_the_way_through_the_front_end_is_found(toy: Any) -> None:
     """Before and after preprocessing, a core that has rested, a late timer, the way to the slice, the turnaround."""
     sizes = {"kind": "jpeg", "dataset": "imagenet"}
