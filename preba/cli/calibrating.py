@@ -20,6 +20,7 @@ from preba.cli.triton_threads import (
     wakeup,
     wakeup_by_ones,
     wakeups_by_gaps,
+    with_overheads,
     with_wakeup,
     without_wakeup,
 )
@@ -266,5 +267,4 @@ def with_turnaround(seen: Seen, calibrated: Scenario, gaps: Gaps, why: str) -> t
         f"{why}: the turnaround is {overheads.turnaround_us:.0f} us and {overheads.turnaround_request_us:.0f} us a "
         f"request where {gaps.line.fixed_us:.0f} and {gaps.line.per_request_us:.0f} us are seen"
     )
-    server = calibrated.server.model_copy(update={"overheads": overheads})
-    return calibrated.model_copy(update={"server": server}), [said]
+    return with_overheads(calibrated, overheads), [said]

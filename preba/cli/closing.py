@@ -10,7 +10,7 @@ from preba.batching.triton_config import TritonBatcher
 from preba.cli.lines import Array, steady_mean
 from preba.cli.redrawn import other_luck, redrawn
 from preba.cli.rehearsing import batch_limit
-from preba.cli.triton_threads import IDLE_NS, delay_ns, head_waits_us, per_server
+from preba.cli.triton_threads import IDLE_NS, delay_ns, head_waits_us, per_server, with_overheads
 from preba.cli.ways import ALONE_MIN
 from preba.records import Records
 from preba.scenario.resolve import ResolvedScenario, resolve
@@ -120,11 +120,14 @@ def with_way(calibrated: ResolvedScenario, trace: Trace, records: Records) -> tu
     if measured is None:
         return scenario, too_few
     before_us = scenario.server.overheads.frontend_us
+    # What is drawn does not depend on the way, which changes below.
+    lucks = (resolve(other_luck(scenario, draw), folder=calibrated.folder) for draw in range(DRAWS))
+    traces = [redrawn(luck, trace) for luck in lucks]
     for _ in range(ROUNDS):
         longer_us = []
-        for draw in range(DRAWS):
+        for draw, drawn in enumerate(traces):
             told = resolve(other_luck(scenario, draw), folder=calibrated.folder)
-            run = simulate(told, engine=DEFAULT_ENGINE, trace=redrawn(told, trace)).result.records
+            run = simulate(told, engine=DEFAULT_ENGINE, trace=drawn).result.records
             found = closing(told, run.select(run.served))
             if found is not None:
                 longer_us.append(measured.beyond(found))
@@ -134,7 +137,7 @@ def with_way(calibrated: ResolvedScenario, trace: Trace, records: Records) -> tu
         overheads = overheads.model_copy(
             update={"frontend_us": max(overheads.frontend_us + float(np.mean(longer_us)), 0.0)}
         )
-        scenario = scenario.model_copy(update={"server": scenario.server.model_copy(update={"overheads": overheads})})
+        scenario = with_overheads(scenario, overheads)
     said = (
         f"batches that wait for their slice close {measured.busy_us:.0f} us before they start: the way to the batcher "
         f"is {scenario.server.overheads.frontend_us:.0f} us rather than {before_us:.0f} us"

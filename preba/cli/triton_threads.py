@@ -25,13 +25,14 @@ from preba.jitter import EmpiricalJitter
 from preba.records import Records
 from preba.report.usage import first_of_batch
 from preba.scenario.resolve import ResolvedScenario, resolve
-from preba.scenario.schema import Scenario
+from preba.scenario.schema import Overheads, Scenario
 from preba.trace import Trace
 from sim.run import DEFAULT_ENGINE, Simulation, simulate
 
 __all__ = [
     "IDLE_NS", "LATE_NS", "Race", "Wakeup", "delay_ns", "head_waits_us", "lost_wakeups", "overtakings",
-    "per_server", "racing", "taking", "told_wakeup", "wakeup", "wakeup_by_ones", "wakeups_by_gaps", "with_race",
+    "per_server", "racing", "taking", "told_wakeup", "wakeup", "wakeup_by_ones", "wakeups_by_gaps",
+    "with_overheads", "with_race",
     "with_wakeup", "without_wakeup",
 ]  # fmt: skip
 
@@ -280,9 +281,14 @@ def taking(scenario: Scenario, us: float) -> Scenario:
         varies = isinstance(batcher, TritonBatcher) and batcher.quirks.batcher_wakeup_varies
         own_us = without_wakeup(ways_us, Wakeup(us, varies, text=""))
         changes["frontend_jitter"] = spread_of(own_us / changes["frontend_us"])
-    server = scenario.server.model_copy(update={"overheads": overheads.model_copy(update=changes)})
     model = model.model_copy(update={"batcher": batcher})
-    return scenario.model_copy(update={"server": server, "models": (model,)})
+    changed = with_overheads(scenario, overheads.model_copy(update=changes))
+    return changed.model_copy(update={"models": (model,)})
+
+
+def with_overheads(scenario: Scenario, overheads: Overheads) -> Scenario:
+    """A scenario with other overheads."""
+    return scenario.model_copy(update={"server": scenario.server.model_copy(update={"overheads": overheads})})
 
 
 def racing(scenario: Scenario, race: Race) -> Scenario:

@@ -21,7 +21,7 @@ from preba.cli.lines import (
 )
 from preba.cli.redrawn import redrawn
 from preba.cli.seen import Seen
-from preba.cli.triton_threads import IDLE_NS, LATE_NS, Race, lost_wakeups
+from preba.cli.triton_threads import IDLE_NS, LATE_NS, Race, lost_wakeups, with_overheads
 from preba.cli.ways import ALONE_MIN, gaps_between_batches, way_to_slice_us
 from preba.jitter import JitterConfig
 from preba.profile import LatencyProfile
@@ -151,18 +151,18 @@ def unbiased(
     measured = gaps_between_batches(calibrated, profiles, [rehearsed], waited_ns)
     lost_us = lost_from_us(measured, overheads.turnaround_request_us) if race is not None else math.inf
     measured = below(measured, overheads.turnaround_request_us, lost_us)
+    wanted = line_by_size(measured, steady_mean) if tells_line(measured) else None
     found = overheads
     for _ in range(SELECTION_ROUNDS):
-        server = calibrated.scenario.server.model_copy(update={"overheads": found})
-        told = resolve(calibrated.scenario.model_copy(update={"server": server}), folder=calibrated.folder)
+        told = resolve(with_overheads(calibrated.scenario, found), folder=calibrated.folder)
         run = as_played(simulate(told, engine=DEFAULT_ENGINE, trace=trace))
         gaps = gaps_between_batches(told, profiles, [run], waited_ns)
         gaps = below(gaps, overheads.turnaround_request_us, lost_us)
         if min(sum(map(len, each.values())) for each in (gaps, measured)) < PAIRS_MIN:
             return overheads
         fixed_us, request_us = found.turnaround_us, found.turnaround_request_us
-        if tells_line(gaps) and tells_line(measured):
-            wanted, seen = line_by_size(measured, steady_mean), line_by_size(gaps, steady_mean)
+        if wanted is not None and tells_line(gaps):
+            seen = line_by_size(gaps, steady_mean)
             request_us += wanted.per_request_us - seen.per_request_us
             fixed_us += wanted.fixed_us - seen.fixed_us
         else:
