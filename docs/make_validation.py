@@ -58,6 +58,7 @@ LONGER = {
     "triton-7-onoff": 3, "triton-3-delay-0": 4, "triton-1-delay-action": 8, "triton-3-delay-action": 4,
     "triton-1-reject": 2, "triton-3-reject": 8, "triton-1-bounded": 45, "triton-3-bounded": 4, "triton-1-overloaded": 8,
     "triton-1-priorities": 6, "triton-3-priorities": 4, "triton-3-closed-loop": 3, "envoy-7-busy": 3,
+    "preba-image": 3,
 }  # fmt: skip
 """How many times as long cases run whose intervals are wider than their limits in so short a time: lost wake-ups are
 rare and cost half a second, bursts are few, closed loops drift in and out of step with themselves."""
