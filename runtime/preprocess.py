@@ -1,23 +1,25 @@
 """Preprocessing in processes of its own, one core each, in front of the batcher. What it does is accel's.
 
 A worker decodes one input at a time into a slot of shared memory and says when it started and ended. Inputs wait here,
-oldest first, so that at most one is inside each worker.
+oldest first, so that at most one is inside each worker. The event loop talks to each over a socket of its own: the pool
+of the standard library has two threads in between, and a worker waited three times as long for its next input.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import multiprocessing
 import os
+import pickle
+import socket
+import struct
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,10 +27,17 @@ from preba.errors import InputError, ServerError
 from runtime.cores import bind
 from runtime.tensors import TensorPool
 
+if TYPE_CHECKING:
+    from accel.executors import Preprocessor
+
 MEL_BINS = 80
 TRIES = 2
-NEWS_S = 1.0
-"""After so long the processes of a new pool are there."""
+END_S = 2.0
+"""After so long a worker that was told to end is killed."""
+WORK = struct.Struct("<IQ")
+"""Before the content of an input: its slot and how many bytes it has."""
+ANSWER = struct.Struct("<I")
+"""Before a worker's answer: how many bytes it has."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,21 @@ class Preprocessed:
     start_ns: int
     end_ns: int
     shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Why nothing became of one.
+
+    Attributes
+    ----------
+    text : str
+    broken : bool
+        The input is at fault.
+    """
+
+    text: str
+    broken: bool
 
 
 @dataclass(frozen=True)
@@ -78,10 +102,10 @@ class WorkerPlan:
 
 WORKER_NICE = 5
 """On cores that they share the front end goes first: it has little to do, and batches wait for it."""
-_worker: dict[str, Any] = {}  # of a worker process: filled once, when it starts
 
 
-def _begin(plan: WorkerPlan) -> None:
+def _work_for(plan: WorkerPlan, channel: socket.socket) -> None:
+    """A worker process: answers one input after the other until its server closes the channel, or is gone."""
     from accel.executors import build_preprocessor
 
     os.nice(WORKER_NICE)
@@ -90,30 +114,38 @@ def _begin(plan: WorkerPlan) -> None:
     os.setsid()  # its own process group, which the janitor can end; and a terminal's interrupt is for the server
     if plan.visible_device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = plan.visible_device
-    _worker["bands"] = MEL_BINS if plan.modality == "audio" else 0
-    _worker["preprocessor"] = build_preprocessor(
-        plan.modality, plan.backend, threads=1, hw_decoder_share=plan.hw_decoder_share
-    )
-    _worker["pool"] = TensorPool(plan.pool, slot_floats=plan.slot_floats)
+    preprocessor = build_preprocessor(plan.modality, plan.backend, threads=1, hw_decoder_share=plan.hw_decoder_share)
+    pool = TensorPool(plan.pool, slot_floats=plan.slot_floats)
+    with channel, channel.makefile("rb") as inputs:
+        channel.sendall(ANSWER.pack(0))  # it can work
+        while len(head := inputs.read(WORK.size)) == WORK.size:
+            slot, count = WORK.unpack(head)
+            content = inputs.read(count)
+            if len(content) < count:
+                return
+            try:
+                done = _preprocessed(plan, preprocessor, pool, content, slot)
+            except Exception as error:
+                done = Failed(f"{type(error).__name__}: {error}", broken=False)
+            answer = pickle.dumps(done)
+            channel.sendall(ANSWER.pack(len(answer)) + answer)
 
 
-def _warm() -> int:
-    return os.getpid()
-
-
-def _work(content: bytes, slot: int) -> Preprocessed | str:
+def _preprocessed(
+    plan: WorkerPlan, preprocessor: Preprocessor, pool: TensorPool, content: bytes, slot: int
+) -> Preprocessed | Failed:
     start_ns = time.monotonic_ns()
-    (tensor,) = _worker["preprocessor"].preprocess([content])
+    (tensor,) = preprocessor.preprocess([content])
     if isinstance(tensor, InputError):
-        return str(tensor)
-    if tensor.size > _worker["pool"].slot_floats:
-        return f"the input is too long: {tensor.shape[-1]} frames do not fit"
+        return Failed(str(tensor), broken=True)
+    if tensor.size > pool.slot_floats:
+        return Failed(f"the input is too long: {tensor.shape[-1]} frames do not fit", broken=True)
     shape = tuple(tensor.shape)
-    if _worker["bands"]:  # recordings of all lengths lie in slots of one shape, silence behind them
-        wide = np.zeros((shape[0], _worker["pool"].slot_floats // shape[0]), dtype=np.float32)
+    if plan.modality == "audio":  # recordings of all lengths lie in slots of one shape, silence behind them
+        wide = np.zeros((MEL_BINS, pool.slot_floats // MEL_BINS), dtype=np.float32)
         wide[:, : shape[1]] = tensor
         tensor = wide
-    _worker["pool"].write(slot, tensor)
+    pool.write(slot, tensor)
     return Preprocessed(start_ns, time.monotonic_ns(), shape)
 
 
@@ -153,6 +185,71 @@ class Turns:
         self._free += 1
 
 
+class _LostError(Exception):
+    """A worker process is gone."""
+
+
+class _Worker:
+    """One worker process, seen from the server."""
+
+    def __init__(self, process: BaseProcess, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.process = process
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def started(cls, plan: WorkerPlan) -> _Worker:
+        """Starts one, waits for nothing."""
+        ours, theirs = socket.socketpair()
+        try:
+            process = multiprocessing.get_context("spawn").Process(target=_work_for, args=(plan, theirs), daemon=True)
+            process.start()
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        return cls(process, *await asyncio.open_unix_connection(sock=ours))
+
+    @property
+    def gone(self) -> bool:
+        """Whether it ended, as far as is known."""
+        return self._reader.at_eof() or self._reader.exception() is not None
+
+    async def answer(self) -> bytes:
+        """The next thing it says: after its start nothing, then what became of an input.
+
+        Raises
+        ------
+        _LostError
+            It ended instead.
+        """
+        try:
+            (count,) = ANSWER.unpack(await self._reader.readexactly(ANSWER.size))
+            return await self._reader.readexactly(count)
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            raise _LostError from error
+
+    async def work(self, content: bytes, slot: int) -> Preprocessed | Failed:
+        """Has one input preprocessed into a slot."""
+        self._writer.write(WORK.pack(slot, len(content)))
+        self._writer.write(content)
+        done: Preprocessed | Failed = pickle.loads(await self.answer())  # noqa: S301 - of a process started here
+        return done
+
+    def end(self) -> None:
+        """Ends it, whatever it does."""
+        self._writer.close()
+        self.process.terminate()
+
+    def reap(self) -> None:
+        """Waits for its end."""
+        self.process.join(END_S)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join(END_S)
+
+
 class Workers:
     """The worker processes of one model.
 
@@ -169,16 +266,8 @@ class Workers:
         self.plan = plan
         self._turns = turns
         self._tell = tell
-        self._told: set[int] = set()
-        self._executor = self._new()
-
-    def _new(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(
-            self.plan.workers,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_begin,
-            initargs=(self.plan,),
-        )
+        self._all: set[_Worker] = set()
+        self._idle: list[_Worker] = []
 
     async def start(self) -> None:
         """Starts all workers and waits until they can work.
@@ -188,78 +277,85 @@ class Workers:
         ServerError
             A worker cannot be started, for example because its back end is not installed.
         """
-        loop = asyncio.get_running_loop()
+        self._idle += await asyncio.gather(*(self._new() for _ in range(self.plan.workers)))
+
+    async def _new(self) -> _Worker:
+        worker = await _Worker.started(self.plan)
+        self._all.add(worker)
         try:
-            await asyncio.gather(*(loop.run_in_executor(self._executor, _warm) for _ in range(self.plan.workers)))
-        except BrokenProcessPool as error:
+            await worker.answer()
+        except _LostError as error:
+            self._forget(worker)
             raise ServerError(
                 f"preprocessing ({self.plan.modality}, {self.plan.backend}): its processes end at once; "
                 "try `preba profile preprocessing` to see why"
             ) from error
-        self._tell_janitor()
+        self._tell(f"+{worker.process.pid}")  # before, it would notice itself that its server is gone
+        return worker
 
-    def _tell_janitor(self) -> None:
-        """Each worker leads a process group of its own: of those that are new and those that are gone."""
-        now = {process.pid for process in self._processes() if process.pid is not None}
-        for pid in now - self._told:
-            self._tell(f"+{pid}")
-        for pid in self._told - now:
-            self._tell(f"-{pid}")
-        self._told = now
+    def _forget(self, worker: _Worker) -> None:
+        self._all.discard(worker)
+        worker.end()
+        worker.reap()
+        self._tell(f"-{worker.process.pid}")
 
-    def _processes(self) -> list[Any]:
-        return list((self._executor._processes or {}).values())  # there is no public way to them
+    async def _taken(self) -> _Worker:
+        """A worker with nothing to do: who has a turn always finds one, unless one was lost."""
+        while self._idle:
+            worker = self._idle.pop()
+            if not worker.gone:
+                return worker
+            self._forget(worker)
+        return await self._new()
 
     async def preprocess(self, content: bytes, slot: int) -> Preprocessed:
-        """Preprocesses one input into a slot; once more, in new processes, if a process dies of it or beside it.
+        """Preprocesses one input into a slot; once more, by another process, if one dies of it.
 
         Raises
         ------
         InputError
             The input is broken or too large.
         ServerError
-            A worker died of it twice.
+            A worker died of it twice, or none can be started any more.
         """
         await self._turns.take()
         try:
             for _ in range(TRIES):
-                executor = self._executor
                 try:
-                    work = asyncio.get_running_loop().run_in_executor(executor, _work, content, slot)
-                    done = await self._finished(work)
-                except BrokenProcessPool:
-                    self._replace(executor)
+                    done = await _finished(asyncio.ensure_future(self._work(content, slot)))
+                except _LostError:
                     continue
-                if isinstance(done, str):
-                    raise InputError(done)
-                return done
+                if isinstance(done, Preprocessed):
+                    return done
+                raise InputError(done.text) if done.broken else ServerError(done.text)
         finally:
             self._turns.give_back()
-        raise ServerError("a preprocessing process died of this input, twice; the others have been started again")
+        raise ServerError("a preprocessing process died of this input, twice")
 
-    async def _finished(self, work: asyncio.Future[Preprocessed | str]) -> Preprocessed | str:
-        """Waits for a worker, which cannot be interrupted and writes into its slot until it is done."""
+    async def _work(self, content: bytes, slot: int) -> Preprocessed | Failed:
+        worker = await self._taken()
         try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            await asyncio.wait([work])
-            if not work.cancelled():
-                work.exception()  # nobody asks for it any more
+            done = await worker.work(content, slot)
+        except _LostError:
+            self._forget(worker)
             raise
-
-    def _replace(self, broken: ProcessPoolExecutor) -> None:
-        """Puts new processes in the place of a pool that lost one; whoever finds it broken first does."""
-        if broken is self._executor:
-            broken.shutdown(wait=False, cancel_futures=True)
-            self._executor = self._new()
-            asyncio.get_running_loop().call_later(NEWS_S, self._tell_janitor)
+        self._idle.append(worker)
+        return done
 
     def close(self) -> None:
         """Ends the workers."""
-        processes = self._processes()
-        self._executor.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError, ValueError):
-                process.terminate()
-        for pid in self._told:
-            self._tell(f"-{pid}")
+        for worker in self._all:
+            worker.end()
+        while self._all:
+            self._forget(next(iter(self._all)))
+
+
+async def _finished(work: asyncio.Future[Preprocessed | Failed]) -> Preprocessed | Failed:
+    """Waits for a worker, which cannot be interrupted and writes into its slot until it is done."""
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait([work])
+        if not work.cancelled():
+            work.exception()  # nobody asks for it any more
+        raise
