@@ -17,6 +17,7 @@ import numpy as np
 
 from accel.inputs import InputLimits, read_wav
 from preba.cli.calibrating import calibrate
+from preba.cli.disturbances import drift_note, drift_percent, drift_warning, stolen_note, stolen_warning
 from preba.cli.load import measured_summary
 from preba.cli.redrawn import other_luck, redrawn
 from preba.cli.rehearsing import batch_limit, kept_busy, one_at_a_time, rehearsal
@@ -40,15 +41,12 @@ from sim.context import report_context
 from sim.run import DEFAULT_ENGINE, Simulation, simulate
 
 __all__ = [
-    "STOLEN_MAX_PERCENT", "Compared", "ValidationPlan", "compare_runs", "fresh_summaries", "hindsight_note",
-    "in_hindsight", "live_and_simulated", "measured_slices", "most_stolen",
+    "Compared", "ValidationPlan", "compare_runs", "fresh_summaries", "hindsight_note", "in_hindsight",
+    "live_and_simulated", "measured_slices",
 ]  # fmt: skip
 
 Say = Callable[[str], None]
 WARMUP_SHARE = 0.05
-STOLEN_MIN_PERCENT = 0.005
-STOLEN_MAX_PERCENT = 0.5
-"""Of two cores, from which on figures of a rehearsal and of a run were seen to be several percent apart."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +98,8 @@ class Compared:
     notes : tuple of str
     stolen_percent : tuple of float
         Of this machine's CPU time, what its host took during the rehearsal and during the run; empty if unknown.
+    drift_percent : float or None
+        How much slower software was in the run than in the rehearsal.
     """
 
     found: Validated
@@ -113,6 +113,7 @@ class Compared:
     calibrated: ResolvedScenario
     notes: tuple[str, ...]
     stolen_percent: tuple[float, ...] = ()
+    drift_percent: float | None = None
 
 
 def live_and_simulated(resolved: ResolvedScenario, plan: ValidationPlan, say: Say) -> Compared:
@@ -145,12 +146,14 @@ def live_and_simulated(resolved: ResolvedScenario, plan: ValidationPlan, say: Sa
     say("simulating it with what was measured in the run itself")
     hindsight = in_hindsight(resolved, profiles, idle, played, busy)
     stolen = tuple(each.stolen_percent for each in (rehearsed, played) if each.stolen_percent is not None)
-    notes = [*calibration.notes, *stolen_note(stolen)]
+    drift = drift_percent(rehearsed.result.records, played.result.records)
+    notes = [*calibration.notes, *stolen_note(stolen), *drift_note(drift)]
     if hindsight is not None:
         notes.append(hindsight_note(calibrated, hindsight))
     compared = compare_runs(resolved, calibrated, played, plan, notes, hindsight)
-    warnings = (*compared.found.warnings, *stolen_warning(stolen))
-    return replace(compared, found=replace(compared.found, warnings=warnings), stolen_percent=stolen)
+    warnings = (*compared.found.warnings, *stolen_warning(stolen), *drift_warning(drift))
+    found = replace(compared.found, warnings=warnings)
+    return replace(compared, found=found, stolen_percent=stolen, drift_percent=drift)
 
 
 def in_hindsight(
@@ -176,28 +179,6 @@ def hindsight_note(calibrated: ResolvedScenario, hindsight: ResolvedScenario) ->
         f"{before.turnaround_request_us:.0f}); to the first answer {then.response_us:.0f} us and "
         f"{then.response_request_us:.0f} us a request ({before.response_us:.0f} and {before.response_request_us:.0f})"
     )
-
-
-def stolen_note(percent: tuple[float, ...]) -> tuple[str, ...]:
-    """How much of this machine's CPU time its host took during rehearsal and run, where it says so and took any."""
-    if len(percent) < 2 or max(percent) < STOLEN_MIN_PERCENT:
-        return ()
-    took = "the host took {:.2f} % of this machine's CPU time during the rehearsal and {:.2f} % during the run"
-    return (took.format(*percent),)
-
-
-def most_stolen(percent: Sequence[float]) -> float:
-    """In the worse of both runs; 0 where nothing is known."""
-    return max(percent, default=0.0)
-
-
-def stolen_warning(percent: tuple[float, ...]) -> tuple[str, ...]:
-    """What to do where that was much."""
-    most = most_stolen(percent)
-    if most <= STOLEN_MAX_PERCENT:
-        return ()
-    effect = "enough to make rehearsal and run differ by several percent: measure again when it is calmer"
-    return (f"the host of this virtual machine took up to {most:.1f} % of its CPU time, {effect}",)
 
 
 def measured_slices(

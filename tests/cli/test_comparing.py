@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from preba.cli.validating import ValidationPlan, compare_runs, replayed, stolen_note, stolen_warning
+from preba.cli.validating import ValidationPlan, compare_runs, replayed
 from preba.scenario.resolve import ResolvedScenario
 from runtime.load.run import Played
 from sim.run import simulate
@@ -67,13 +67,3 @@ def test_hindsight_tells_the_model_from_a_machine_that_changed(toy: Any) -> None
     assert rows["batch sizes apart"].hindsight_error_percent is None
     alone = compare_runs(resolved, before, played, plan, ()).found
     assert all(row.hindsight_error_percent is None for row in alone.rows)
-
-
-def test_what_the_host_took_is_said_only_if_it_took_any() -> None:
-    """A machine of its own has no such note, nor one that does not say; much of it asks for another measurement."""
-    assert stolen_note(()) == stolen_note((0.0, 0.0)) == ()
-    (said,) = stolen_note((0.234, 0.0))
-    assert said == "the host took 0.23 % of this machine's CPU time during the rehearsal and 0.00 % during the run"
-    assert stolen_warning((0.234, 0.0)) == stolen_warning(()) == ()
-    (warned,) = stolen_warning((0.0, 1.23))
-    assert "took up to 1.2 % of its CPU time" in warned
