@@ -474,8 +474,8 @@ CLOSING = """## What is modelled and what is not
 | what overheads have in common | the answers of a batch; not the ways of requests that leave nearly together |
 | Triton's threads | a wake-up time and a share of races, measured under the load |
 | contention for this machine's two cores | in those means; in PREBA's pipelines preprocessing has a core pinned away |
-| contention that holds up several requests at once | not: on a slow machine tails are longer (`preba-image`) |
-| how fast the machine itself is | as in the rehearsal; a shared machine drifts by some percent (*hindsight*) |
+| contention that holds up several requests at once | not: tails are longer than simulated (p99 of `preba-image`) |
+| how fast the machine itself is | as in the rehearsal; where it drifted by more than 10 % *hindsight* says so |
 | the load generator's own lag | its mean, in the way to the batcher; it is a column of the measured records |
 | GPU: memory bandwidth, clocks, PCIe | not measured yet: no GPU was at hand |
 """
