@@ -8,6 +8,7 @@ of the standard library has two threads in between, and a worker waited three ti
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import multiprocessing
 import os
 import pickle
@@ -116,7 +117,7 @@ def _work_for(plan: WorkerPlan, channel: socket.socket) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = plan.visible_device
     preprocessor = build_preprocessor(plan.modality, plan.backend, threads=1, hw_decoder_share=plan.hw_decoder_share)
     pool = TensorPool(plan.pool, slot_floats=plan.slot_floats)
-    with channel, channel.makefile("rb") as inputs:
+    with contextlib.suppress(ConnectionError), channel, channel.makefile("rb") as inputs:
         channel.sendall(ANSWER.pack(0))  # it can work
         while len(head := inputs.read(WORK.size)) == WORK.size:
             slot, count = WORK.unpack(head)
