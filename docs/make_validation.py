@@ -49,10 +49,10 @@ GOLDEN = Path(__file__).parents[1] / "tests" / "data" / "triton-golden.json"
 RUN_S = 32.0
 LONGER = {
     "triton-1-delay-5": 4, "triton-1-delay-20": 4, "triton-1-preferred": 4, "triton-1-onoff": 10, "triton-3-onoff": 4,
-    "triton-7-onoff": 3, "triton-7-preferred": 3, "triton-3-delay-0": 4, "triton-1-delay-action": 8, "triton-3-delay-action": 4,
+    "triton-7-onoff": 3, "triton-3-delay-0": 4, "triton-1-delay-action": 8, "triton-3-delay-action": 4,
     "triton-1-reject": 2, "triton-3-reject": 8, "triton-1-bounded": 45, "triton-3-bounded": 4, "triton-1-overloaded": 8,
     "triton-1-priorities": 6, "triton-3-priorities": 4, "triton-3-closed-loop": 3, "envoy-7-busy": 3,
-    "preba-image": 3, "preba-image-dali": 3,
+    "triton-7-preferred": 3, "preba-image": 3, "preba-image-dali": 3,
 }  # fmt: skip
 """How many times as long cases run whose intervals are wider than their limits in so short a time: lost wake-ups are
 rare and cost half a second, bursts are few, closed loops drift in and out of step with themselves."""
@@ -471,10 +471,10 @@ CLOSING = """## What is modelled and what is not
 | batching, queueing, priorities, time-outs, balancing | exactly: the same batcher, or Triton's, checked here |
 | execution | the measured profile, scaled to what it takes under the load, and how it varies there |
 | overheads | where they happen, lines in the batch's size and their spread, under the load |
-| what overheads have in common | the answers of a batch; not the ways of requests that leave nearly together |
+| what overheads have in common | the answers of a batch; not slices that are slow together ([how much](validate.md)) |
 | Triton's threads | a wake-up time and a share of races, measured under the load |
 | contention for this machine's two cores | in those means; in PREBA's pipelines preprocessing has a core pinned away |
-| contention that holds up several requests at once | not: tails are longer than simulated (p99 of `preba-image`) |
+| contention that holds up several requests at once | not: tails are longer than simulated (p99 of PREBA's pipelines) |
 | how fast the machine itself is | as in the rehearsal; where it drifted by more than 10 % *hindsight* says so |
 | the load generator's own lag | its mean, in the way to the batcher; it is a column of the measured records |
 | GPU: memory bandwidth, clocks, PCIe | not measured yet: no GPU was at hand |
