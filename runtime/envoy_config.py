@@ -226,8 +226,9 @@ def _to_slices(door: Door, way: ToSlices) -> _Parts:
     retry = {
         # Not "unavailable": Triton says so when a queue is full, and the load would double.
         "retry_on": "connect-failure,refused-stream,reset-before-request,reset,retriable-headers",
-        # A server that is stopping says that the model has no versions.
-        "retriable_headers": [{"name": "grpc-status", "string_match": {"exact": "5"}}],
+        # A server that is stopping says that the model has no versions (5), or that calls it has taken in are cancelled
+        # (1), which a busy one was seen to say as well; a client that cancels is gone and gets no second try.
+        "retriable_headers": [{"name": "grpc-status", "string_match": {"exact": status}} for status in ("1", "5")],
         "num_retries": 1,
         "retry_host_predicate": [
             {

@@ -2,7 +2,7 @@
 
 A worker decodes one input at a time into a slot of shared memory and says when it started and ended. Inputs wait here,
 oldest first, so that at most one is inside each worker. The event loop talks to each over a socket of its own: the pool
-of the standard library has two threads in between, and a worker waited three times as long for its next input.
+of the standard library has two threads in between, and a worker waited twice as long for its next input.
 """
 
 from __future__ import annotations
@@ -200,9 +200,10 @@ class _Worker:
 
     @classmethod
     async def started(cls, plan: WorkerPlan) -> _Worker:
-        """Starts one, waits for nothing."""
+        """Starts one; does not wait until it can work, and once it is started, for nothing at all."""
         ours, theirs = socket.socketpair()
         try:
+            reader, writer = await asyncio.open_unix_connection(sock=ours)
             process = multiprocessing.get_context("spawn").Process(target=_work_for, args=(plan, theirs), daemon=True)
             process.start()
         except BaseException:
@@ -210,7 +211,7 @@ class _Worker:
             raise
         finally:
             theirs.close()
-        return cls(process, *await asyncio.open_unix_connection(sock=ours))
+        return cls(process, reader, writer)
 
     @property
     def gone(self) -> bool:
@@ -269,6 +270,7 @@ class Workers:
         self._tell = tell
         self._all: set[_Worker] = set()
         self._idle: list[_Worker] = []
+        self._closed = False
 
     async def start(self) -> None:
         """Starts all workers and waits until they can work.
@@ -284,9 +286,11 @@ class Workers:
         worker = await _Worker.started(self.plan)
         self._all.add(worker)
         try:
+            if self._closed:
+                raise _LostError
             await worker.answer()
         except _LostError as error:
-            self._forget(worker)
+            await self._forget(worker)
             raise ServerError(
                 f"preprocessing ({self.plan.modality}, {self.plan.backend}): its processes end at once; "
                 "try `preba profile preprocessing` to see why"
@@ -294,10 +298,14 @@ class Workers:
         self._tell(f"+{worker.process.pid}")  # before, it would notice itself that its server is gone
         return worker
 
-    def _forget(self, worker: _Worker) -> None:
-        self._all.discard(worker)
+    async def _forget(self, worker: _Worker) -> None:
+        """Ends a worker, elsewhere: a process may take its time to end, and the event loop has other things to do."""
         worker.end()
-        worker.reap()
+        await asyncio.to_thread(worker.reap)
+        self._drop(worker)
+
+    def _drop(self, worker: _Worker) -> None:
+        self._all.discard(worker)
         self._tell(f"-{worker.process.pid}")
 
     async def _taken(self) -> _Worker:
@@ -306,7 +314,7 @@ class Workers:
             worker = self._idle.pop()
             if not worker.gone:
                 return worker
-            self._forget(worker)
+            await self._forget(worker)
         return await self._new()
 
     async def preprocess(self, content: bytes, slot: int) -> Preprocessed:
@@ -337,18 +345,21 @@ class Workers:
         worker = await self._taken()
         try:
             done = await worker.work(content, slot)
-        except _LostError:
-            self._forget(worker)
+        except BaseException:
+            await self._forget(worker)
             raise
         self._idle.append(worker)
         return done
 
     def close(self) -> None:
         """Ends the workers."""
+        self._closed = True
+        self._idle.clear()
         for worker in self._all:
             worker.end()
-        while self._all:
-            self._forget(next(iter(self._all)))
+        for worker in tuple(self._all):
+            worker.reap()
+            self._drop(worker)
 
 
 async def _finished(work: asyncio.Future[Preprocessed | Failed]) -> Preprocessed | Failed:

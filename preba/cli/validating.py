@@ -17,7 +17,7 @@ import numpy as np
 
 from accel.inputs import InputLimits, read_wav
 from preba.cli.calibrating import calibrate
-from preba.cli.disturbances import drift_note, drift_percent, drift_warning, stolen_note, stolen_warning
+from preba.cli.disturbances import Drift, drift_note, drift_of, drift_warning, stolen_note, stolen_warning
 from preba.cli.load import measured_summary
 from preba.cli.redrawn import other_luck, redrawn
 from preba.cli.rehearsing import batch_limit, kept_busy, one_at_a_time, rehearsal
@@ -98,7 +98,7 @@ class Compared:
     notes : tuple of str
     stolen_percent : tuple of float
         Of this machine's CPU time, what its host took during the rehearsal and during the run; empty if unknown.
-    drift_percent : float or None
+    drift : Drift or None
         How much slower software was in the run than in the rehearsal.
     """
 
@@ -113,7 +113,7 @@ class Compared:
     calibrated: ResolvedScenario
     notes: tuple[str, ...]
     stolen_percent: tuple[float, ...] = ()
-    drift_percent: float | None = None
+    drift: Drift | None = None
 
 
 def live_and_simulated(resolved: ResolvedScenario, plan: ValidationPlan, say: Say) -> Compared:
@@ -146,14 +146,14 @@ def live_and_simulated(resolved: ResolvedScenario, plan: ValidationPlan, say: Sa
     say("simulating it with what was measured in the run itself")
     hindsight = in_hindsight(resolved, profiles, idle, played, busy)
     stolen = tuple(each.stolen_percent for each in (rehearsed, played) if each.stolen_percent is not None)
-    drift = drift_percent(rehearsed.result.records, played.result.records)
+    drift = drift_of(rehearsed.result.records, played.result.records)
     notes = [*calibration.notes, *stolen_note(stolen), *drift_note(drift)]
     if hindsight is not None:
         notes.append(hindsight_note(calibrated, hindsight))
     compared = compare_runs(resolved, calibrated, played, plan, notes, hindsight)
     warnings = (*compared.found.warnings, *stolen_warning(stolen), *drift_warning(drift))
     found = replace(compared.found, warnings=warnings)
-    return replace(compared, found=found, stolen_percent=stolen, drift_percent=drift)
+    return replace(compared, found=found, stolen_percent=stolen, drift=drift)
 
 
 def in_hindsight(

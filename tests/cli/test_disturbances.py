@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from preba.cli.disturbances import (
     DRIFT_MAX_PERCENT,
     STOLEN_MAX_PERCENT,
+    Drift,
     drift_note,
-    drift_percent,
+    drift_of,
     drift_warning,
     restless,
     stolen_note,
@@ -20,7 +23,7 @@ from preba.records import Records
 from sim.run import simulate
 
 
-def records(toy: Any, *, response_us: float, rate_rps: float = 800.0, requests: int = 3000) -> Records:
+def records(toy: Any, *, response_us: float, rate_rps: float = 800.0, requests: int = 3000, seed: int = 0) -> Records:
     """Of a server whose answers leave so long after the ends of batches, which varies."""
     batcher = {"kind": "triton", "max_batch_size": 8, "max_queue_delay_us": 5000}
     model = toy.model(
@@ -28,7 +31,7 @@ def records(toy: Any, *, response_us: float, rate_rps: float = 800.0, requests: 
     )
     overheads = {"response_us": response_us, "response_request_us": 50.0, "response_next_us": 40.0}
     overheads["response_jitter"] = {"kind": "gamma", "cv": 0.5}
-    data = toy.scenario([model], partition="7x1g.5gb", server={"overheads": overheads}, requests=requests)
+    data = toy.scenario([model], partition="7x1g.5gb", server={"overheads": overheads}, requests=requests, seed=seed)
     return simulate(toy.resolve(data)).result.records
 
 
@@ -44,32 +47,52 @@ def test_what_the_host_took_is_said_only_if_it_took_any() -> None:
 
 @pytest.mark.parametrize("rate_rps", [800.0, 400.0])
 def test_drift_is_that_of_the_software_whatever_the_load(toy: Any, rate_rps: float) -> None:
-    """Answers a quarter later than in the rehearsal; with other batch sizes all the same."""
+    """Answers a quarter later than in the rehearsal; with other batch sizes and other draws all the same."""
     rehearsed = records(toy, response_us=1000.0)
-    assert drift_percent(rehearsed, rehearsed) == pytest.approx(0.0)
-    same = drift_percent(rehearsed, records(toy, response_us=1000.0, rate_rps=rate_rps))
-    slower = drift_percent(rehearsed, records(toy, response_us=1300.0, rate_rps=rate_rps))
-    assert same == pytest.approx(0.0, abs=4.0)
-    assert slower == pytest.approx(25.0, abs=4.0)  # 300 of 1000 and some 50 a request
+    same = drift_of(rehearsed, records(toy, response_us=1000.0, rate_rps=rate_rps, seed=2))
+    slower = drift_of(rehearsed, records(toy, response_us=1300.0, rate_rps=rate_rps, seed=2))
+    assert same is not None
+    assert slower is not None
+    assert same.half_percent < 6
+    assert abs(same.percent) < 1.5 * same.half_percent
+    assert abs(slower.percent - 25.0) < 1.5 * slower.half_percent  # 300 of 1000 and some 50 a request
+    assert slower.proven_percent > DRIFT_MAX_PERCENT > 1 + same.proven_percent
+
+
+def test_drift_is_only_as_certain_as_stretches_of_both_runs_are_alike(toy: Any) -> None:
+    """A machine that is slow every other second: the interval is wider than with the same times in any order."""
+    rehearsed, run = (records(toy, response_us=1000.0, seed=seed) for seed in (0, 2))
+    slow_ns = np.where(run.execution_end_ns // 500_000_000 % 2 == 1, 1_000_000, 0)
+    mixed_ns = np.where(run.batch_id % 2 == 1, 1_000_000, 0)
+    in_turns, mixed = (
+        drift_of(rehearsed, replace(run, completed_ns=run.completed_ns + late_ns)) for late_ns in (slow_ns, mixed_ns)
+    )
+    assert in_turns is not None
+    assert mixed is not None
+    assert in_turns.half_percent > 1.5 * mixed.half_percent
 
 
 def test_drift_is_unknown_with_too_few_batches(toy: Any) -> None:
-    """Nothing is said rather than something random."""
-    assert drift_percent(records(toy, response_us=900.0, requests=60), records(toy, response_us=900.0)) is None
+    """Nothing is said rather than something random: a short rehearsal, nothing served, no size in common."""
+    run = records(toy, response_us=900.0)
+    assert drift_of(records(toy, response_us=900.0, requests=60), run) is None
+    assert drift_of(run, run.select(np.zeros(len(run), dtype=np.bool_))) is None
+    assert drift_of(run.select(run.batch_size == 1), run.select(run.batch_size > 1)) is None
     assert drift_note(None) == drift_warning(None) == ()
 
 
 def test_much_drift_asks_for_another_measurement() -> None:
-    """In both directions; a little is a note."""
-    assert drift_note(3.21) == ("from the end of a batch to its first answer the run took +3.2 % beyond the rehearsal",)
-    assert drift_warning(DRIFT_MAX_PERCENT) == ()
-    (slower,), (faster,) = drift_warning(18.2), drift_warning(-18.2)
-    assert "18 % slower in the run" in slower
-    assert "18 % faster in the run" in faster
+    """In both directions, if it is certain; otherwise it is a note."""
+    (said,) = drift_note(Drift(3.21, 2.0))
+    assert said == "from the end of a batch to its first answer the run took +3.2 % (±2.0) beyond the rehearsal"
+    assert drift_warning(Drift(DRIFT_MAX_PERCENT + 2, 2.0)) == drift_warning(Drift(30.0, 25.0)) == ()
+    (slower,), (faster,) = drift_warning(Drift(18.2, 3.0)), drift_warning(Drift(-18.2, 3.0))
+    assert "18 % (±3) slower in the run" in slower
+    assert "18 % (±3) faster in the run" in faster
 
 
 def test_the_calmest_is_the_one_with_least_of_what_disturbs_most() -> None:
     """Time that the host took and drift count alike, each by what is too much."""
     assert restless((), None) == 0.0
-    assert restless((0.0, STOLEN_MAX_PERCENT), None) == restless((0.0, 0.0), -DRIFT_MAX_PERCENT) == 1.0
-    assert restless((0.1, 0.2), 20.0) > restless((0.9, 0.0), 3.0) > restless((0.4, 0.4), -9.0)
+    assert restless((0.0, STOLEN_MAX_PERCENT), None) == restless((0.0, 0.0), Drift(-DRIFT_MAX_PERCENT, 0.0)) == 1.0
+    assert restless((0.1, 0.2), Drift(20.0, 1.0)) > restless((0.9, 0.0), Drift(3.0, 1.0)) > restless((0.4, 0.4), None)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,8 @@ from tests.helpers.pictures_and_speech import jpeg, photographs
 
 FLOATS = 3 * 224 * 224
 SLOTS = 32
+PATIENCE_S = 60
+"""So long, and a promise counts as broken."""
 
 
 @pytest.fixture
@@ -38,17 +42,17 @@ def with_workers(
     use: Callable[[Workers, list[str]], Awaitable[None]],
     *,
     backend: str = "cpu",
-    turns: int = 0,
 ) -> list[str]:
     """Starts workers, uses and ends them; returns what the janitor was told."""
     told: list[str] = []
 
     async def go() -> None:
         plan = WorkerPlan("image", backend, count, pool.path, FLOATS)
-        workers = Workers(plan, Turns(turns or count), told.append)
+        workers = Workers(plan, Turns(count), told.append)
         try:
-            await workers.start()
-            await use(workers, told)
+            async with asyncio.timeout(PATIENCE_S):
+                await workers.start()
+                await use(workers, told)
         finally:
             workers.close()
 
@@ -141,7 +145,7 @@ def test_a_worker_that_dies_at_work_costs_a_second_try_and_a_second_one_the_inpu
         await asyncio.sleep(0.1)
         await killed(told, second)
         while not alive(told):
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.001)
         (third,) = alive(told)
         os.kill(third, signal.SIGSTOP)
         await killed(told, third)
@@ -198,7 +202,9 @@ def test_large_input_for_a_worker_that_does_not_read_keeps_nobody(pool: TensorPo
     async def use(workers: Workers, told: list[str]) -> None:
         (pid,) = alive(told)
         os.kill(pid, signal.SIGSTOP)
-        work = asyncio.ensure_future(workers.preprocess(photographs()["coffee"] + bytes(8 << 20), 0))
+        picture = photographs()["coffee"]
+        comment = b"\xff\xfe\xff\xff" + bytes(0xFFFD)
+        work = asyncio.ensure_future(workers.preprocess(picture[:2] + 128 * comment + picture[2:], 0))
         resumed = threading.Event()
 
         def resume() -> None:
@@ -212,7 +218,8 @@ def test_large_input_for_a_worker_that_does_not_read_keeps_nobody(pool: TensorPo
         assert not resumed.is_set()
         assert not work.done()
         os.kill(pid, signal.SIGCONT)
-        await asyncio.wait([work])
+        assert (await work).shape == (3, 224, 224)
+        assert alive(told) == [pid]
 
     with_workers(pool, 1, use)
 
@@ -225,3 +232,60 @@ def test_back_end_that_cannot_start_is_told_so(pool: TensorPool) -> None:
 
     with pytest.raises(ServerError, match="preba profile preprocessing"):
         with_workers(pool, 2, use, backend="none such")
+
+
+def test_replacement_that_cannot_start_costs_its_input_and_nothing_else(
+    pool: TensorPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The back end is gone for a while: an error, and the turn is given back; then there is a worker again."""
+    picture = photographs()["coffee"]
+
+    async def use(workers: Workers, told: list[str]) -> None:
+        plan = workers.plan
+        os.kill(alive(told)[0], signal.SIGKILL)
+        await asyncio.sleep(0.3)
+        monkeypatch.setattr(workers, "plan", replace(plan, backend="none such"))
+        with pytest.raises(ServerError, match="end at once"):
+            await workers.preprocess(picture, 0)
+        monkeypatch.setattr(workers, "plan", plan)
+        assert (await workers.preprocess(picture, 0)).shape == (3, 224, 224)
+        assert len(alive(told)) == 1
+
+    with_workers(pool, 1, use)
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.05])
+def test_nothing_is_left_of_a_worker_that_was_starting_when_all_ended(pool: TensorPool, after_s: float) -> None:
+    """Closed while a replacement starts: its input has an error, and no process remains."""
+    picture = photographs()["coffee"]
+
+    async def use(workers: Workers, told: list[str]) -> None:
+        os.kill(alive(told)[0], signal.SIGKILL)
+        await asyncio.sleep(0.3)
+        work = asyncio.ensure_future(workers.preprocess(picture, 0))
+        await asyncio.sleep(after_s)
+        workers.close()
+        with pytest.raises(ServerError):
+            await work
+
+    told = with_workers(pool, 1, use)
+    assert not alive(told)
+    assert not multiprocessing.active_children()
+
+
+def test_cancelled_input_leaves_a_starting_worker_to_the_next(pool: TensorPool) -> None:
+    """Nobody waits for the replacement any more when it is there: it takes the next input."""
+    picture = photographs()["coffee"]
+
+    async def use(workers: Workers, told: list[str]) -> None:
+        os.kill(alive(told)[0], signal.SIGKILL)
+        await asyncio.sleep(0.3)
+        work = asyncio.ensure_future(workers.preprocess(picture, 0))
+        await asyncio.sleep(0.05)
+        work.cancel()
+        await asyncio.wait([work])
+        (pid,) = alive(told)
+        assert (await workers.preprocess(picture, 1)).shape == (3, 224, 224)
+        assert alive(told) == [pid]
+
+    with_workers(pool, 1, use)
