@@ -475,7 +475,7 @@ CLOSING = """## What is modelled and what is not
 | batching, queueing, priorities, time-outs, balancing | exactly: the same batcher, or Triton's, checked here |
 | execution | the measured profile, scaled to what it takes under the load, and how it varies there |
 | overheads | where they happen, lines in the batch's size and their spread, under the load |
-| what overheads have in common | the answers of a batch; not slices that are slow together ([how much](validate.md)) |
+| what overheads have in common | the answers of a batch; of slices that are slow together, how they overtake |
 | Triton's threads | a wake-up time and a share of races, measured under the load |
 | contention for this machine's two cores | in those means; in PREBA's pipelines preprocessing has a core pinned away |
 | contention that holds up several requests at once | not: tails are longer than simulated (p99 of PREBA's pipelines) |

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from preba.batching.triton_config import TritonBatcher
 from preba.cli.lines import (
@@ -22,15 +24,15 @@ from preba.cli.lines import (
 from preba.cli.redrawn import redrawn
 from preba.cli.seen import Seen
 from preba.cli.triton_threads import IDLE_NS, LATE_NS, Race, lost_wakeups, with_overheads
-from preba.cli.ways import ALONE_MIN, gaps_between_batches, way_to_slice_us
-from preba.jitter import JitterConfig
+from preba.cli.ways import ALONE_MIN, each_gap, gaps_between_batches, way_to_slice_us
+from preba.jitter import EmpiricalJitter, JitterConfig
 from preba.profile import LatencyProfile
 from preba.scenario.resolve import ResolvedScenario, resolve
 from preba.scenario.schema import Overheads
 from runtime.load.run import Played
 from sim.run import DEFAULT_ENGINE, Simulation, simulate
 
-__all__ = ["Gaps", "as_played", "gaps_of", "unbiased", "widened"]
+__all__ = ["Gaps", "as_played", "gaps_of", "narrowed", "slow_together", "unbiased", "widened"]
 
 USUAL_PERCENT = 35.0
 """Of gaps of which up to a third may be lost wake-ups: the median of the others."""
@@ -39,6 +41,8 @@ QUICK_PERCENT = (5.0, 20.0)
 SIZES_MIN = 4
 """Batch sizes seen often enough in a rehearsal for a line of its own."""
 SELECTION_ROUNDS = 3
+NEIGHBOURS_NS = 12_000_000
+"""Batches that end so soon after one another are answered by the same busy cores."""
 LATE_TIMES = 2
 """Gaps vary: one that is but so many times as late as the usual one is late may be none of a lost wake-up."""
 
@@ -142,12 +146,16 @@ def unbiased(
     return is overtaken by others. And where the batcher forms a batch only for a slice that has returned, its wake-up
     is in them, which is simulated itself. A simulation of the rehearsal has the same bias and knows the truth: the
     turnaround is changed until what is seen of it is the same, part by part if there are enough sizes of batches.
-    Gaps of lost wake-ups, the chance of which is known only so well, are left out of both.
+    Gaps of lost wake-ups, the chance of which is known only so well, are left out of both. Where slices are slow
+    together they overtake one another less: gaps vary in that simulation only as far as neighbours' do not alike.
     """
     overheads = calibrated.scenario.server.overheads
     batcher = calibrated.models[0].config.batcher
     waited_ns = IDLE_NS + (1000 * batcher.max_queue_delay_us if isinstance(batcher, TritonBatcher) else 0)
-    trace = redrawn(calibrated, rehearsed.trace)
+    alike = slow_together(calibrated, profiles, rehearsed, waited_ns) if race is None else 0.0
+    own = narrowed(overheads.turnaround_jitter, math.sqrt(1.0 - alike))
+    varied = with_overheads(calibrated.scenario, overheads.model_copy(update={"turnaround_jitter": own}))
+    trace = redrawn(resolve(varied, folder=calibrated.folder), rehearsed.trace)
     measured = gaps_between_batches(calibrated, profiles, [rehearsed], waited_ns)
     lost_us = lost_from_us(measured, overheads.turnaround_request_us) if race is not None else math.inf
     measured = below(measured, overheads.turnaround_request_us, lost_us)
@@ -175,6 +183,35 @@ def unbiased(
             update={"turnaround_us": max(fixed_us, 0.0), "turnaround_request_us": max(request_us, 0.0)}
         )
     return found
+
+
+def slow_together(
+    resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], rehearsed: Played, waited_ns: int
+) -> float:
+    """How alike turnarounds are of slices whose batches end within ``NEIGHBOURS_NS``: their rank correlation, or 0."""
+    gaps = sorted(each_gap(resolved, profiles, rehearsed, waited_ns), key=lambda gap: gap.ended_ns)
+    by_size: dict[int, list[float]] = {}
+    for gap in gaps:
+        by_size.setdefault(gap.size, []).append(gap.us)
+    usual_us = {size: steady_mean(values) for size, values in by_size.items() if len(values) >= ALONE_MIN}
+    pairs = [
+        (before.us / usual_us[before.size], after.us / usual_us[after.size])
+        for before, after in itertools.pairwise(gap for gap in gaps if usual_us.get(gap.size, 0.0) > 0)
+        if after.ended_ns - before.ended_ns < NEIGHBOURS_NS and after.slice_index != before.slice_index
+    ]
+    if len(pairs) < PAIRS_MIN:
+        return 0.0
+    alike = float(spearmanr(*zip(*pairs, strict=True)).statistic)
+    return max(alike, 0.0) if math.isfinite(alike) else 0.0
+
+
+def narrowed(jitter: JitterConfig | None, share: float) -> JitterConfig | None:
+    """A measured spread with deviations from its mean that are so much smaller."""
+    if not isinstance(jitter, EmpiricalJitter):
+        return jitter
+    factors = np.array(jitter.factors)
+    mean = float(factors.mean())
+    return EmpiricalJitter(kind="empirical", factors=tuple((mean + share * (factors - mean)).tolist()))
 
 
 def without_lost(gaps: Mapping[int, list[float]], race: Race | None) -> Mapping[int, list[float]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +22,8 @@ from runtime.placement import is_native
 
 __all__ = [
     "ALONE_MIN", "Answers", "after_preprocessing_us", "answers_after_batch", "before_batcher_us", "between",
-    "between_items_us", "execution_ratios", "gaps_between_batches", "timer_lateness_us", "waited_for_worker",
-    "way_to_slice_us", "way_under_load",
+    "between_items_us", "each_gap", "execution_ratios", "gaps_between_batches", "timer_lateness_us",
+    "waited_for_worker", "way_to_slice_us", "way_under_load",
 ]  # fmt: skip
 
 ALONE_MIN = 30
@@ -145,21 +145,40 @@ def gaps_between_batches(
     """
     found: dict[int, list[float]] = {}
     for played in runs:
-        records = played.result.records.select(played.result.records.served)
-        numbers, rows, place = np.unique(records.batch_id, return_index=True, return_inverse=True)
-        oldest_ns = np.full(len(numbers), np.iinfo(np.int64).max)
-        np.minimum.at(oldest_ns, place, records.enqueued_ns)
-        expected_ns = _taken_ns(records) if profiles is None else _expected_ns(resolved, profiles, records)
-        for slice_index in np.unique(records.slice_index[rows]):
-            mine = np.flatnonzero(records.slice_index[rows] == slice_index)
-            mine = mine[np.argsort(records.execution_start_ns[rows[mine]], kind="stable")]
-            for first, after in itertools.pairwise(mine[2:-1]):
-                row = int(rows[first])
-                if oldest_ns[after] + waited_ns > records.execution_end_ns[row]:
-                    continue  # the slice had nothing to do
-                between_ns = int(records.execution_start_ns[rows[after]] - records.execution_start_ns[row])
-                found.setdefault(int(records.batch_size[row]), []).append((between_ns - int(expected_ns[row])) / 1e3)
+        for gap in each_gap(resolved, profiles, played, waited_ns):
+            found.setdefault(gap.size, []).append(gap.us)
     return found
+
+
+@dataclass(frozen=True)
+class Gap:
+    """What a slice took from one batch to the next, beyond what was expected of the first, although requests waited."""
+
+    ended_ns: int
+    slice_index: int
+    size: int
+    us: float
+
+
+def each_gap(
+    resolved: ResolvedScenario, profiles: Sequence[LatencyProfile] | None, played: Played, waited_ns: int = 0
+) -> Iterator[Gap]:
+    """The same one by one, slice by slice."""
+    records = played.result.records.select(played.result.records.served)
+    numbers, rows, place = np.unique(records.batch_id, return_index=True, return_inverse=True)
+    oldest_ns = np.full(len(numbers), np.iinfo(np.int64).max)
+    np.minimum.at(oldest_ns, place, records.enqueued_ns)
+    expected_ns = _taken_ns(records) if profiles is None else _expected_ns(resolved, profiles, records)
+    for slice_index in np.unique(records.slice_index[rows]):
+        mine = np.flatnonzero(records.slice_index[rows] == slice_index)
+        mine = mine[np.argsort(records.execution_start_ns[rows[mine]], kind="stable")]
+        for first, after in itertools.pairwise(mine[2:-1]):
+            row = int(rows[first])
+            if oldest_ns[after] + waited_ns > records.execution_end_ns[row]:
+                continue  # the slice had nothing to do
+            between_ns = int(records.execution_start_ns[rows[after]] - records.execution_start_ns[row])
+            ended_ns, size = int(records.execution_end_ns[row]), int(records.batch_size[row])
+            yield Gap(ended_ns, int(slice_index), size, (between_ns - int(expected_ns[row])) / 1e3)
 
 
 def between(resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], played: Played) -> list[float]:
