@@ -461,8 +461,8 @@ turn: both runs had the same arrivals, so that what those happened to be is in b
 interval of the measured figure). *Hindsight*, where it is known, has the errors of a simulation with what was measured
 in the compared run itself: an error that is gone there came of a rehearsal that differed from the run. Where it was
 measured, it also says how much slower the machine's software was in the run, from the ends of batches to their first
-answers. A case is repeated up to twice where that is more than {drift:g} % for certain, or where the host of this virtual
-machine took more than {stolen:g} % of it; the calmest run counts, whatever its errors.
+answers. A case is repeated up to twice where that is more than {drift:g} % for certain, or where the host of this
+virtual machine took more than {stolen:g} % of it; the calmest run counts, whatever its errors.
 
 Loads are 50 to 60 % of what full batches carry, 70 % with priorities, with a bounded queue of one instance, in closed
 loops and in `envoy-7-busy`, 110 % where requests are refused for their age, 120 % in `triton-3-bounded` and
