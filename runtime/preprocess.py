@@ -126,7 +126,7 @@ def _work_for(plan: WorkerPlan, channel: socket.socket) -> None:
                 return
             try:
                 done = _preprocessed(plan, preprocessor, pool, content, slot)
-            except Exception as error:
+            except Exception as error:  # whatever it is, its client hears of it and the next input is taken
                 done = Failed(f"{type(error).__name__}: {error}", broken=False)
             answer = pickle.dumps(done)
             channel.sendall(ANSWER.pack(len(answer)) + answer)

@@ -97,8 +97,7 @@ def in_sections(
     """The mean of times relative to the usual ones of their kind, and its standard error from sections in time."""
     every = sorted((at_ns, us / usual_us[kind]) for kind in usual_us for at_ns, us in found[kind])
     steady = without_stalls([factor for _, factor in every])
-    below = float(steady.max())
-    sections = [each.mean() for each in np.array_split([factor for _, factor in every if factor <= below], SECTIONS)]
+    sections = [each.mean() for each in np.array_split(steady, SECTIONS)]
     return float(steady.mean()), float(np.std(sections, ddof=1)) / math.sqrt(SECTIONS)
 
 

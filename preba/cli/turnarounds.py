@@ -24,7 +24,7 @@ from preba.cli.lines import (
 from preba.cli.redrawn import redrawn
 from preba.cli.seen import Seen
 from preba.cli.triton_threads import IDLE_NS, LATE_NS, Race, lost_wakeups, with_overheads
-from preba.cli.ways import ALONE_MIN, each_gap, gaps_between_batches, way_to_slice_us
+from preba.cli.ways import ALONE_MIN, Gap, by_size, each_gap, gaps_between_batches, way_to_slice_us
 from preba.jitter import EmpiricalJitter, JitterConfig
 from preba.profile import LatencyProfile
 from preba.scenario.resolve import ResolvedScenario, resolve
@@ -152,11 +152,12 @@ def unbiased(
     overheads = calibrated.scenario.server.overheads
     batcher = calibrated.models[0].config.batcher
     waited_ns = IDLE_NS + (1000 * batcher.max_queue_delay_us if isinstance(batcher, TritonBatcher) else 0)
-    alike = slow_together(calibrated, profiles, rehearsed, waited_ns) if race is None else 0.0
+    seen_gaps = list(each_gap(calibrated, profiles, rehearsed, waited_ns))
+    alike = slow_together(seen_gaps) if race is None else 0.0
     own = narrowed(overheads.turnaround_jitter, math.sqrt(1.0 - alike))
     varied = with_overheads(calibrated.scenario, overheads.model_copy(update={"turnaround_jitter": own}))
     trace = redrawn(resolve(varied, folder=calibrated.folder), rehearsed.trace)
-    measured = gaps_between_batches(calibrated, profiles, [rehearsed], waited_ns)
+    measured = by_size(seen_gaps)
     lost_us = lost_from_us(measured, overheads.turnaround_request_us) if race is not None else math.inf
     measured = below(measured, overheads.turnaround_request_us, lost_us)
     wanted = line_by_size(measured, steady_mean) if tells_line(measured) else None
@@ -185,15 +186,10 @@ def unbiased(
     return found
 
 
-def slow_together(
-    resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], rehearsed: Played, waited_ns: int
-) -> float:
+def slow_together(gaps: Sequence[Gap]) -> float:
     """How alike turnarounds are of slices whose batches end within ``NEIGHBOURS_NS``: their rank correlation, or 0."""
-    gaps = sorted(each_gap(resolved, profiles, rehearsed, waited_ns), key=lambda gap: gap.ended_ns)
-    by_size: dict[int, list[float]] = {}
-    for gap in gaps:
-        by_size.setdefault(gap.size, []).append(gap.us)
-    usual_us = {size: steady_mean(values) for size, values in by_size.items() if len(values) >= ALONE_MIN}
+    gaps = sorted(gaps, key=lambda gap: gap.ended_ns)
+    usual_us = {size: steady_mean(values) for size, values in by_size(gaps).items() if len(values) >= ALONE_MIN}
     pairs = [
         (before.us / usual_us[before.size], after.us / usual_us[after.size])
         for before, after in itertools.pairwise(gap for gap in gaps if usual_us.get(gap.size, 0.0) > 0)

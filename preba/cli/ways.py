@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,8 +21,8 @@ from runtime.load.run import Played
 from runtime.placement import is_native
 
 __all__ = [
-    "ALONE_MIN", "Answers", "after_preprocessing_us", "answers_after_batch", "before_batcher_us", "between",
-    "between_items_us", "each_gap", "execution_ratios", "gaps_between_batches", "timer_lateness_us",
+    "ALONE_MIN", "Answers", "Gap", "after_preprocessing_us", "answers_after_batch", "before_batcher_us", "between",
+    "between_items_us", "by_size", "each_gap", "execution_ratios", "gaps_between_batches", "timer_lateness_us",
     "waited_for_worker", "way_to_slice_us", "way_under_load",
 ]  # fmt: skip
 
@@ -143,11 +143,7 @@ def gaps_between_batches(
     Only where requests had waited for the slice, longer than `waited_ns` at the end of the first batch. Without
     profiles, beyond what the batch itself took: how gaps vary, without how executions do.
     """
-    found: dict[int, list[float]] = {}
-    for played in runs:
-        for gap in each_gap(resolved, profiles, played, waited_ns):
-            found.setdefault(gap.size, []).append(gap.us)
-    return found
+    return by_size(gap for played in runs for gap in each_gap(resolved, profiles, played, waited_ns))
 
 
 @dataclass(frozen=True)
@@ -158,6 +154,14 @@ class Gap:
     slice_index: int
     size: int
     us: float
+
+
+def by_size(gaps: Iterable[Gap]) -> dict[int, list[float]]:
+    """Gaps in microseconds by the size of the batch before them."""
+    found: dict[int, list[float]] = {}
+    for gap in gaps:
+        found.setdefault(gap.size, []).append(gap.us)
+    return found
 
 
 def each_gap(

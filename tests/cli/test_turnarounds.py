@@ -11,6 +11,7 @@ import pytest
 from preba.cli import turnarounds
 from preba.cli.triton_threads import IDLE_NS
 from preba.cli.turnarounds import as_played, narrowed, slow_together, unbiased
+from preba.cli.ways import each_gap
 from preba.jitter import EmpiricalJitter, GammaJitter
 from preba.scenario.draw import draw_scenario_trace
 from preba.scenario.resolve import ResolvedScenario
@@ -48,14 +49,15 @@ def test_slices_are_found_slow_together_if_they_are(toy: Any) -> None:
     resolved = scenario(toy)
     profiles = [model.profile for model in resolved.models]
     alike, alone = (
-        slow_together(resolved, profiles, played(resolved, window_ms=window_ms), IDLE_NS) for window_ms in (40.0, None)
+        slow_together(list(each_gap(resolved, profiles, played(resolved, window_ms=window_ms), IDLE_NS)))
+        for window_ms in (40.0, None)
     )
     assert alike > 0.5
     assert alone < 0.15
     few = played(resolved, window_ms=40.0)
     records = few.result.records.select(np.arange(len(few.result.records)) < 500)
     few = replace(few, result=replace(few.result, records=records))
-    assert slow_together(resolved, profiles, few, IDLE_NS) == 0.0
+    assert slow_together(list(each_gap(resolved, profiles, few, IDLE_NS))) == 0.0
 
 
 def test_turnaround_is_found_although_slices_are_slow_together(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
