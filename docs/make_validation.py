@@ -19,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from preba.batching.replay import play as play_batcher
@@ -50,7 +51,7 @@ GOLDEN = Path(__file__).parents[1] / "tests" / "data" / "triton-golden.json"
 RUN_S = 32.0
 LONGER = {
     "triton-1-delay-5": 4, "triton-1-delay-20": 4, "triton-1-preferred": 4, "triton-1-onoff": 10, "triton-3-onoff": 4,
-    "triton-7-onoff": 3, "triton-3-delay-0": 4, "triton-1-delay-action": 8, "triton-3-delay-action": 4,
+    "triton-7-onoff": 6, "triton-3-delay-0": 4, "triton-1-delay-action": 8, "triton-3-delay-action": 4,
     "triton-1-reject": 2, "triton-3-reject": 8, "triton-1-bounded": 45, "triton-3-bounded": 4, "triton-1-overloaded": 8,
     "triton-1-priorities": 6, "triton-3-priorities": 4, "triton-3-closed-loop": 3, "envoy-7-busy": 3,
     "triton-7-preferred": 3, "preba-image": 3, "preba-image-dali": 3,
@@ -60,6 +61,8 @@ rare and cost half a second, bursts are few, closed loops drift in and out of st
 TRIES = 3
 """Where the host of a virtual machine takes too much of it, or the machine is another one in the run than it was in the
 rehearsal; the calmest counts, whatever its errors."""
+SECTION_S = 15.0
+"""Rehearsal and run take turns of about so long: over such times this machine's software keeps its speed."""
 WAKEUP_US = 300
 """Of Triton's batcher thread, about what the cases below measure: vectors have arrivals at the very end of a delay."""
 SENDING_MS = 1.0
@@ -236,10 +239,11 @@ def measure(names: list[str]) -> None:
             write(name, {"vectors": golden(), **facts()})
             continue
         group, data = every[name]
-        plan = ValidationPlan(fresh=3, repeats=10 if name == "preba-audio" else 30)
+        resolved = load(name, data)
+        plan = ValidationPlan(fresh=3, repeats=10 if name == "preba-audio" else 30, sections=sections_for(resolved))
         tries: list[Compared] = []
         for _ in range(TRIES):
-            tries.append(live_and_simulated(load(name, data), plan, lambda _: None))
+            tries.append(live_and_simulated(resolved, plan, lambda _: None))
             if restless(tries[-1].stolen_percent, tries[-1].drift) <= 1:
                 break
         compared = min(tries, key=lambda each: restless(each.stolen_percent, each.drift))
@@ -248,7 +252,8 @@ def measure(names: list[str]) -> None:
             name,
             {
                 "group": group, **facts(),
-                "requests": len(compared.played.result.records), "notes": list(compared.notes),
+                "requests": len(compared.played.result.records), "sections": plan.sections,
+                "notes": list(compared.notes),
                 "quirks": quirks_of(compared.calibrated),
                 "overheads": overheads_of(compared.calibrated.scenario.server.overheads),
                 "stolen_percent": compared.stolen_percent, "drift": compared.drift and asdict(compared.drift), **found,
@@ -256,6 +261,13 @@ def measure(names: list[str]) -> None:
         )  # fmt: skip
         for row in compared.found.rows:
             print(f"  {row.metric:14} {_text(row.error_percent)} {row.verdict}", flush=True)
+
+
+def sections_for(resolved: ResolvedScenario) -> int:
+    """In how many turns a case and its rehearsal are played; closed loops in one piece."""
+    rate_rps = sum(model.config.arrivals.mean_rate_rps() or 0.0 for model in resolved.models)
+    seconds = (resolved.scenario.run.requests or 0) / rate_rps if rate_rps else 0.0
+    return max(round(seconds / SECTION_S), 1)
 
 
 def by_perf_analyzer(data: dict[str, Any]) -> dict[str, Any]:
@@ -319,6 +331,9 @@ def overheads_of(overheads: Overheads) -> dict[str, Any]:
         name: round(jitter.factor_cv(), 3) for name in PARTS["overhead_factor"]
         if (jitter := getattr(overheads, f"{name}_jitter")) is not None
     }  # fmt: skip
+    if overheads.slowness is not None:
+        factors = np.array(overheads.slowness.factors)
+        varies["slowness"] = round(float(factors.std() / factors.mean()), 3)
     return {**found, "varies": varies}
 
 
@@ -458,7 +473,8 @@ what passes between two batches of a slice, how Triton's threads behave. Then th
 same trace is simulated, five times with draws of what varies inside the server. An error is simulated minus measured,
 in percent of the measured value; in brackets half its 95 % interval, from leaving out each twentieth of the requests in
 turn: both runs had the same arrivals, so that what those happened to be is in both (of perf_analyzer's run half the
-interval of the measured figure). *Hindsight*, where it is known, has the errors of a simulation with what was measured
+interval of the measured figure). Rehearsal and run of cases with so many *turns* were cut into as many pieces and took
+turns, about {section:g} s each. *Hindsight*, where it is known, has the errors of a simulation with what was measured
 in the compared run itself: an error that is gone there came of a rehearsal that differed from the run. Where it was
 measured, it also says how much slower the machine's software was in the run, from the ends of batches to their first
 answers. A case is repeated up to twice where that is more than {drift:g} % for certain, or where the host of this
@@ -475,10 +491,10 @@ CLOSING = """## What is modelled and what is not
 | batching, queueing, priorities, time-outs, balancing | exactly: the same batcher, or Triton's, checked here |
 | execution | the measured profile, scaled to what it takes under the load, and how it varies there |
 | overheads | where they happen, lines in the batch's size and their spread, under the load |
-| what overheads have in common | the answers of a batch; of slices that are slow together, how they overtake |
+| what overheads have in common | the answers of a batch; times at which all software is slow, as in the rehearsal |
 | Triton's threads | a wake-up time and a share of races, measured under the load |
 | contention for this machine's two cores | in those means; in PREBA's pipelines preprocessing has a core pinned away |
-| contention that holds up several requests at once | not: tails are longer than simulated (p99 of PREBA's pipelines) |
+| contention that holds up several requests at once | as far as windows of 20 ms show it, not their queueing |
 | how fast the machine itself is | as in the rehearsal; how much slower its software was in the run is in *hindsight* |
 | the load generator's own lag | its mean, in the way to the batcher; it is a column of the measured records |
 | GPU: memory bandwidth, clocks, PCIe | not measured yet: no GPU was at hand |
@@ -492,7 +508,7 @@ def write_page() -> None:
     missing = [name for name in [*wanted, "golden"] if name not in every]
     if missing:
         sys.exit(f"not measured yet: {', '.join(missing)}")
-    lines = [INTRODUCTION.format(drift=DRIFT_MAX_PERCENT, stolen=STOLEN_MAX_PERCENT)]
+    lines = [INTRODUCTION.format(drift=DRIFT_MAX_PERCENT, stolen=STOLEN_MAX_PERCENT, section=SECTION_S)]
     for group, title in TITLES.items():
         mine = {name: every[name] for name in wanted if name in every and every[name].get("group") == group}
         if mine:
@@ -559,6 +575,7 @@ def _unexplained(every: dict[str, Any]) -> list[str]:
             f"before, {over['response_us']:.0f} + {over['response_request_us']:.0f} b{_cv(over, 'response')} after"
             f"{_next(over)}, "
             f"{over['turnaround_us']:.0f} + {over['turnaround_request_us']:.0f} b{_cv(over, 'turnaround')} between"
+            f"{_common(over)}"
             f"{_front_end(over)}"
             f"{_threads(data)} |"
         )
@@ -584,6 +601,8 @@ def _hindsight(data: dict[str, Any]) -> str:
     took = most_stolen(data.get("stolen_percent", ()))
     if took > STOLEN_MAX_PERCENT:
         said.append(f"the host took {took:.1f} %")
+    if (sections := data.get("sections", 1)) > 1:
+        said.append(f"{sections} turns")
     if (drift := data.get("drift")) is not None:
         said.append(f"software {drift['percent']:+.0f} % (±{drift['half_percent']:.0f})")
     return ", ".join(said) or "–"
@@ -592,6 +611,12 @@ def _hindsight(data: dict[str, Any]) -> str:
 def _cv(overheads: dict[str, Any], part: str) -> str:
     found = overheads.get("varies", {}).get(part)
     return "" if found is None else f" ({found:.1f})"
+
+
+def _common(overheads: dict[str, Any]) -> str:
+    """How far all of them are slow together."""
+    found = overheads.get("varies", {}).get("slowness")
+    return "" if found is None else f"; all together ({found:.1f})"
 
 
 def _next(overheads: dict[str, Any]) -> str:

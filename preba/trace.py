@@ -24,6 +24,7 @@ from preba.arrivals import (
 from preba.errors import TraceError
 from preba.jitter import JitterConfig, NoJitter, draw_factors
 from preba.sizes import SizesConfig, draw_sizes
+from preba.slowness import Slowness
 from preba.trace_file import read_trace, write_trace
 from preba.trace_table import PARTS, Request, Trace, merge, steady_overheads
 from preba.units import ns_from_ms
@@ -57,6 +58,7 @@ STREAMS = {
     "turnaround_jitter": 9,
     "response_jitter": 10,
     "response_next_jitter": 11,
+    "slowness": 12,
 }
 """Stream name to its place in the seed's key; a number is never reused, so old seeds keep their meaning."""
 
@@ -72,6 +74,8 @@ class StreamSpec:
     execution_jitter, preprocess_jitter : JitterConfig
     overhead_jitters : tuple of JitterConfig, optional
         As many as an ``overhead_factor`` has parts, in their order.
+    slowness : Slowness, optional
+        Of all these overheads at once, where requests are due at known times.
     batch_units : int
         Batch dimension of every request.
     priority_shares : mapping of int to float, optional
@@ -85,6 +89,7 @@ class StreamSpec:
     execution_jitter: JitterConfig = field(default_factory=lambda: NoJitter(kind="none"))
     preprocess_jitter: JitterConfig = field(default_factory=lambda: NoJitter(kind="none"))
     overhead_jitters: tuple[JitterConfig, ...] | None = None
+    slowness: Slowness | None = None
     batch_units: int = 1
     priority_shares: Mapping[int, float] | None = None
     timeout_ns: int = 0
@@ -278,7 +283,7 @@ def draw_columns(
         timeout_ns=np.full(count, spec.timeout_ns, dtype=np.int64),
         preprocess_factor=draw_factors(spec.preprocess_jitter, rng=rngs["preprocess_jitter"], count=count),
         execution_factor=draw_factors(spec.execution_jitter, rng=rngs["execution_jitter"], count=count),
-        overhead_factor=_draw_overheads(spec, count, rngs),
+        overhead_factor=_draw_overheads(spec, scheduled, rngs, seed),
         balancer_draw=rngs["balancer"].random((count, 2)),
         think_ns=think,
         outstanding=tuple(outstanding),
@@ -287,15 +292,22 @@ def draw_columns(
     )
 
 
-def _draw_overheads(spec: StreamSpec, count: int, rngs: Mapping[str, np.random.Generator]) -> NDArray[np.float64]:
+def _draw_overheads(
+    spec: StreamSpec, scheduled: NDArray[np.int64], rngs: Mapping[str, np.random.Generator], seed: int
+) -> NDArray[np.float64]:
+    count = len(scheduled)
     if spec.overhead_jitters is None:
         return steady_overheads(count)
-    return np.column_stack(
+    factors = np.column_stack(
         [
             draw_factors(jitter, rng=rngs[f"{part}_jitter"], count=count)
             for part, jitter in zip(PARTS["overhead_factor"], spec.overhead_jitters, strict=True)
         ]
     )
+    if spec.slowness is None or isinstance(spec.arrivals, ClosedLoopArrivals):
+        return factors
+    # One machine serves all models: where its series begins is one draw for all of them, and for all pieces of a run.
+    return factors * spec.slowness.at(scheduled, stream(seed, 0, "slowness"))[:, np.newaxis]
 
 
 def _draw_priority(spec: StreamSpec, count: int, rng: np.random.Generator) -> NDArray[np.int32]:

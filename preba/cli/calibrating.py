@@ -10,9 +10,11 @@ from preba.cli.closing import with_way
 from preba.cli.item_costs import Prepared, preprocessing_of
 from preba.cli.lines import PAIRS_MIN, Array, spread_of, steady_mean
 from preba.cli.seen import Seen
+from preba.cli.slow_times import slow_times, slowness_note, with_slowness
 from preba.cli.triton_threads import (
     Wakeup,
     head_waits_us,
+    last_waits_us,
     overtakings,
     racing,
     taking,
@@ -98,6 +100,8 @@ def calibrate(
     if threads is None and seen.native and not seen.closed:
         threads = wakeup(resolved, seen.records)
     overheads, said = overheads_of(seen, prepared, gaps, threads)
+    slowness = None if seen.closed else slow_times(seen.records)
+    overheads = with_slowness(overheads, slowness)
     changes: dict[str, Any] = {
         "server": resolved.scenario.server.model_copy(update={"overheads": overheads}),
         "models": models_of(seen, prepared, threads, ratios),
@@ -106,7 +110,7 @@ def calibrate(
         changes["preprocessing"] = prepared.section
     scenario = resolved.scenario.model_copy(update=changes)
     scenario, more = with_threads(seen, scenario, gaps, threads)
-    return Calibration(scenario, (*notes, *prepared.notes, *said, *more))
+    return Calibration(scenario, (*notes, *prepared.notes, *said, *slowness_note(slowness), *more))
 
 
 def slowdown(ratios: Array) -> float:
@@ -191,10 +195,13 @@ def overheads_of(seen: Seen, prepared: Prepared, gaps: Gaps, threads: Wakeup | N
 
 
 def native_ways_us(seen: Seen) -> Array:
-    """From schedule to execution, where Triton batches: of requests that met an idle instance."""
+    """From schedule to execution, where Triton batches: of requests that met an idle instance, or completed a batch."""
     # In a closed loop requests come in bursts, while the slice that answered still turns round.
-    front = head_waits_us(seen.resolved, seen.alone if seen.closed else seen.records, seen.limit)
-    return front if len(front) >= ALONE_MIN else head_waits_us(seen.resolved, seen.alone, seen.limit)
+    met = seen.alone if seen.closed else seen.records
+    for found in (head_waits_us(seen.resolved, met, seen.limit), last_waits_us(seen.resolved, met, seen.limit)):
+        if len(found) >= ALONE_MIN:
+            return found
+    return head_waits_us(seen.resolved, seen.alone, seen.limit)
 
 
 def _varies(spread: JitterConfig | None) -> str:

@@ -8,11 +8,12 @@ import numpy as np
 
 from preba.batching.triton_config import TritonBatcher
 from preba.cli.lines import Array, steady_mean
-from preba.cli.redrawn import other_luck, redrawn
+from preba.cli.redrawn import other_luck
 from preba.cli.rehearsing import batch_limit
 from preba.cli.triton_threads import IDLE_NS, delay_ns, head_waits_us, per_server, with_overheads
 from preba.cli.ways import ALONE_MIN
 from preba.records import Records
+from preba.scenario.draw import draw_luck
 from preba.scenario.resolve import ResolvedScenario, resolve
 from preba.scenario.schema import Scenario
 from preba.trace import Trace
@@ -122,7 +123,7 @@ def with_way(calibrated: ResolvedScenario, trace: Trace, records: Records) -> tu
     before_us = scenario.server.overheads.frontend_us
     # What is drawn does not depend on the way, which changes below.
     lucks = (resolve(other_luck(scenario, draw), folder=calibrated.folder) for draw in range(DRAWS))
-    traces = [redrawn(luck, trace) for luck in lucks]
+    traces = [draw_luck(luck, trace) for luck in lucks]
     for _ in range(ROUNDS):
         longer_us = []
         for draw, drawn in enumerate(traces):

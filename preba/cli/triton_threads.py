@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from preba.batchers import BatcherConfig
 from preba.batching.triton_config import TritonBatcher
 from preba.cli.lines import spread_of, without_stalls
-from preba.cli.redrawn import other_luck, redrawn
+from preba.cli.redrawn import other_luck
 from preba.jitter import EmpiricalJitter
 from preba.records import Records
 from preba.report.usage import first_of_batch
+from preba.scenario.draw import draw_luck
 from preba.scenario.resolve import ResolvedScenario, resolve
 from preba.scenario.schema import Overheads, Scenario
 from preba.trace import Trace
@@ -38,6 +39,8 @@ __all__ = [
 
 IDLE_NS = 2_000_000
 """A slice that ended its batch so long ago has nothing left to do for it."""
+RETURNED_NS = 6_000_000
+"""So long after its last batch an instance is surely back."""
 PAIRS_MIN = 60
 WINDOW_NS = 3_000_000
 BINS = 12
@@ -178,6 +181,25 @@ def head_waits_us(resolved: ResolvedScenario, records: Records, limit: int) -> N
     return np.concatenate(found) / 1e3 if found else np.empty(0)
 
 
+def last_waits_us(resolved: ResolvedScenario, records: Records, limit: int) -> NDArray[np.float64]:
+    """From schedule to execution of requests that completed a batch, where an instance had been idle for a while.
+
+    With the last request of a preferred or a full batch the batcher waits no longer, however long its delay is.
+    """
+    batcher = resolved.models[0].config.batcher
+    complete = [*batcher.preferred_batch_size, limit] if isinstance(batcher, TritonBatcher) else [limit]
+    found = []
+    for mine, instances in per_server(resolved, records):
+        last = np.zeros(len(mine), dtype=np.bool_)
+        last[len(mine) - 1 - np.unique(mine.batch_id[::-1], return_index=True)[1]] = True
+        rows = np.unique(mine.batch_id, return_index=True)[1]
+        starts, ends = np.sort(mine.execution_start_ns[rows]), np.sort(mine.execution_end_ns[rows])
+        busy = np.searchsorted(starts, mine.issued_ns) - np.searchsorted(ends, mine.issued_ns - RETURNED_NS)
+        kept = last & (busy < instances) & np.isin(mine.batch_size, complete)
+        found.append((mine.execution_start_ns - mine.scheduled_ns)[kept])
+    return np.concatenate(found) / 1e3 if found else np.empty(0)
+
+
 def returned_ns(records: Records, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
     """When the slices of these requests' batches had ended the batch before; long ago for a first one."""
     found = np.full(len(records), np.iinfo(np.int64).min)
@@ -249,7 +271,7 @@ def wakeup_by_ones(calibrated: ResolvedScenario, trace: Trace, records: Records)
     shares = np.zeros((DRAWS, len(WAKEUPS_US)))
     for draw in range(DRAWS):
         scenario = other_luck(calibrated.scenario, draw)
-        drawn = redrawn(resolve(scenario, folder=calibrated.folder), trace)
+        drawn = draw_luck(resolve(scenario, folder=calibrated.folder), trace)
         for place, us in enumerate(WAKEUPS_US):
             told = resolve(taking(scenario, us), folder=calibrated.folder)
             played = simulate(told, engine=DEFAULT_ENGINE, trace=drawn).result.records
@@ -376,7 +398,7 @@ def wakeups_by_gaps(
     Race
         The share is unknown where there are too few gaps, and 0 where they are the same whatever the share.
     """
-    trace = redrawn(calibrated, trace)
+    trace = draw_luck(calibrated, trace)
     found = [gaps_us(_with_share(calibrated, trace, permille)) for permille in SHARES]
     if min(len(gaps) for gaps in (seen_us, *found)) < GAPS_MIN:
         return Race(
@@ -440,7 +462,7 @@ def overtakings(calibrated: ResolvedScenario, trace: Trace, records: Records, li
         Largest batch.
     """
     seen = left_behind(calibrated, records, limit)
-    trace = redrawn(calibrated, trace)
+    trace = draw_luck(calibrated, trace)
     behind = [left_behind(calibrated, _with_share(calibrated, trace, permille).result.records, limit)
               for permille in SHARES]  # fmt: skip
     falling = monotone_falling(behind)

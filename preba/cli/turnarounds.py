@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from preba.batching.triton_config import TritonBatcher
 from preba.cli.lines import (
@@ -21,18 +19,18 @@ from preba.cli.lines import (
     steady_mean,
     trimmed_mean,
 )
-from preba.cli.redrawn import redrawn
 from preba.cli.seen import Seen
 from preba.cli.triton_threads import IDLE_NS, LATE_NS, Race, lost_wakeups, with_overheads
-from preba.cli.ways import ALONE_MIN, Gap, by_size, each_gap, gaps_between_batches, way_to_slice_us
-from preba.jitter import EmpiricalJitter, JitterConfig
+from preba.cli.ways import ALONE_MIN, gaps_between_batches, way_to_slice_us
+from preba.jitter import JitterConfig
 from preba.profile import LatencyProfile
+from preba.scenario.draw import draw_luck
 from preba.scenario.resolve import ResolvedScenario, resolve
 from preba.scenario.schema import Overheads
 from runtime.load.run import Played
 from sim.run import DEFAULT_ENGINE, Simulation, simulate
 
-__all__ = ["Gaps", "as_played", "gaps_of", "narrowed", "slow_together", "unbiased", "widened"]
+__all__ = ["Gaps", "as_played", "gaps_of", "unbiased", "widened"]
 
 USUAL_PERCENT = 35.0
 """Of gaps of which up to a third may be lost wake-ups: the median of the others."""
@@ -41,8 +39,6 @@ QUICK_PERCENT = (5.0, 20.0)
 SIZES_MIN = 4
 """Batch sizes seen often enough in a rehearsal for a line of its own."""
 SELECTION_ROUNDS = 3
-NEIGHBOURS_NS = 12_000_000
-"""Batches that end so soon after one another are answered by the same busy cores."""
 LATE_TIMES = 2
 """Gaps vary: one that is but so many times as late as the usual one is late may be none of a lost wake-up."""
 
@@ -146,18 +142,14 @@ def unbiased(
     return is overtaken by others. And where the batcher forms a batch only for a slice that has returned, its wake-up
     is in them, which is simulated itself. A simulation of the rehearsal has the same bias and knows the truth: the
     turnaround is changed until what is seen of it is the same, part by part if there are enough sizes of batches.
-    Gaps of lost wake-ups, the chance of which is known only so well, are left out of both. Where slices are slow
-    together they overtake one another less: gaps vary in that simulation only as far as neighbours' do not alike.
+    Gaps of lost wake-ups, the chance of which is known only so well, are left out of both. Slices that
+    are slow together overtake one another less: the simulation has that, too.
     """
     overheads = calibrated.scenario.server.overheads
     batcher = calibrated.models[0].config.batcher
     waited_ns = IDLE_NS + (1000 * batcher.max_queue_delay_us if isinstance(batcher, TritonBatcher) else 0)
-    seen_gaps = list(each_gap(calibrated, profiles, rehearsed, waited_ns))
-    alike = slow_together(seen_gaps) if race is None else 0.0
-    own = narrowed(overheads.turnaround_jitter, math.sqrt(1.0 - alike))
-    varied = with_overheads(calibrated.scenario, overheads.model_copy(update={"turnaround_jitter": own}))
-    trace = redrawn(resolve(varied, folder=calibrated.folder), rehearsed.trace)
-    measured = by_size(seen_gaps)
+    trace = draw_luck(calibrated, rehearsed.trace)
+    measured = gaps_between_batches(calibrated, profiles, [rehearsed], waited_ns)
     lost_us = lost_from_us(measured, overheads.turnaround_request_us) if race is not None else math.inf
     measured = below(measured, overheads.turnaround_request_us, lost_us)
     wanted = line_by_size(measured, steady_mean) if tells_line(measured) else None
@@ -186,30 +178,6 @@ def unbiased(
     return found
 
 
-def slow_together(gaps: Sequence[Gap]) -> float:
-    """How alike turnarounds are of slices whose batches end within ``NEIGHBOURS_NS``: their rank correlation, or 0."""
-    gaps = sorted(gaps, key=lambda gap: gap.ended_ns)
-    usual_us = {size: steady_mean(values) for size, values in by_size(gaps).items() if len(values) >= ALONE_MIN}
-    pairs = [
-        (before.us / usual_us[before.size], after.us / usual_us[after.size])
-        for before, after in itertools.pairwise(gap for gap in gaps if usual_us.get(gap.size, 0.0) > 0)
-        if after.ended_ns - before.ended_ns < NEIGHBOURS_NS and after.slice_index != before.slice_index
-    ]
-    if len(pairs) < PAIRS_MIN:
-        return 0.0
-    alike = float(spearmanr(*zip(*pairs, strict=True)).statistic)
-    return max(alike, 0.0) if math.isfinite(alike) else 0.0
-
-
-def narrowed(jitter: JitterConfig | None, share: float) -> JitterConfig | None:
-    """A measured spread with deviations from its mean that are so much smaller."""
-    if not isinstance(jitter, EmpiricalJitter):
-        return jitter
-    factors = np.array(jitter.factors)
-    mean = float(factors.mean())
-    return EmpiricalJitter(kind="empirical", factors=tuple((mean + share * (factors - mean)).tolist()))
-
-
 def without_lost(gaps: Mapping[int, list[float]], race: Race | None) -> Mapping[int, list[float]]:
     """Gaps by size without the longest ones, as many as there are lost wake-ups."""
     if race is None or not race.permille:
@@ -235,5 +203,7 @@ def tells_line(gaps: Mapping[int, Sequence[float]]) -> bool:
 
 
 def as_played(run: Simulation) -> Played:
-    """A simulation in the place of a live run."""
-    return Played(run.result, run.trace, {}, (), ())
+    """A simulation in the place of a live run of Triton's batcher, which does not say when it got a request."""
+    records = run.result.records
+    result = replace(run.result, records=replace(records, enqueued_ns=records.issued_ns))
+    return Played(result, run.trace, {}, (), ())

@@ -47,6 +47,14 @@ def validate(
         ),
     ] = None,
     report_only: Annotated[bool, typer.Option("--report-only", help="Exit with 0 whatever limits are missed.")] = False,
+    sections: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Cut rehearsal and run into so many pieces and play them in turns, with pauses: on machines whose "
+            "speed drifts. Open loops only.",
+        ),
+    ] = 1,
     fresh: Annotated[int, typer.Option(min=0, help="Fresh draws of the same process simulated as well.")] = 5,
 ) -> None:
     """Run a scenario live and simulate the very same trace: measured, simulated, signed error, verdict.
@@ -66,7 +74,9 @@ def validate(
         show(resolved.scenario.name, found, notes, as_json=as_json, what="measured by others and simulated")
         end(found, report_only=report_only)
         return
-    plan = ValidationPlan(repeats=repeats, idle_requests=idle_requests, fresh=fresh, payloads=payloads)
+    plan = ValidationPlan(
+        repeats=repeats, idle_requests=idle_requests, fresh=fresh, payloads=payloads, sections=sections
+    )
     compared = live_and_simulated(resolved, plan, lambda text: console.print(text, markup=False))
     if out is not None:
         write_comparison(out, compared)

@@ -7,6 +7,7 @@ one says itself is simulated beside it and judges nothing.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,10 +20,11 @@ from accel.inputs import InputLimits, read_wav
 from preba.cli.calibrating import calibrate
 from preba.cli.disturbances import Drift, drift_note, drift_of, drift_warning, stolen_note, stolen_warning
 from preba.cli.load import measured_summary
-from preba.cli.redrawn import other_luck, redrawn
+from preba.cli.redrawn import other_luck
 from preba.cli.rehearsing import batch_limit, kept_busy, one_at_a_time, rehearsal
 from preba.cli.served import served
 from preba.cli.simulate import run_and_summarise
+from preba.cli.turns import check_sections, counted, in_turns, sections_note
 from preba.errors import ScenarioError
 from preba.profile import LatencyProfile
 from preba.records import Records
@@ -30,9 +32,10 @@ from preba.report.context import ReportContext
 from preba.report.summary import summarise
 from preba.report.validation import Validated, mean_of_runs, validate_runs
 from preba.report.window import steady_window
-from preba.scenario.draw import draw_scenario_trace
+from preba.scenario.draw import draw_luck, draw_scenario_trace
 from preba.scenario.live import EmulatedSlices
 from preba.scenario.resolve import ResolvedModel, ResolvedScenario, resolve
+from preba.trace import Trace
 from runtime.cores import bound_to
 from runtime.load.run import Played, Target, play
 from runtime.placement import other_cores
@@ -47,6 +50,8 @@ __all__ = [
 
 Say = Callable[[str], None]
 WARMUP_SHARE = 0.05
+WARMUP_AGAIN = 8
+"""Requests before a further section of a run: the server is warm, the connections are new."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,8 @@ class ValidationPlan:
         The user's own files.
     warmup_requests : int
         Sent before each measured run and not recorded.
+    sections : int
+        In so many pieces rehearsal and run take turns: what drifts is the same for both.
     """
 
     repeats: int = 30
@@ -78,6 +85,7 @@ class ValidationPlan:
     repeated: int = 5
     payloads: Path | None = None
     warmup_requests: int = 40
+    sections: int = 1
 
 
 @dataclass(frozen=True)
@@ -126,7 +134,10 @@ def live_and_simulated(resolved: ResolvedScenario, plan: ValidationPlan, say: Sa
     say : callable
         Is told what is going on.
     """
+    check_sections(resolved, plan.sections)
     resolved = with_warmup(resolved)
+    if plan.sections > 1:
+        resolved = counted(resolved)
     profiles, busy = measured_slices(resolved, plan, say)
     others = other_cores(resolved)  # the generator leaves pinned preprocessing alone, too
     say("starting the live server")
@@ -136,10 +147,7 @@ def live_and_simulated(resolved: ResolvedScenario, plan: ValidationPlan, say: Sa
             one_at_a_time(resolved, plan.idle_requests), Target(url), payloads=plan.payloads,
             warmup_requests=plan.warmup_requests,
         )  # fmt: skip
-        say("rehearsing")
-        rehearsed = play(rehearsal(resolved), Target(url), payloads=plan.payloads, warmup_requests=plan.warmup_requests)
-        say(f"playing {resolved.scenario.run.requests or 'the'} requests")
-        played = play(resolved, Target(url), payloads=plan.payloads, warmup_requests=plan.warmup_requests)
+        rehearsed, played = rehearsed_and_played(resolved, Target(url), plan, say)
     say("simulating the same trace")
     calibration = calibrate(resolved, profiles, idle, rehearsed, busy)
     calibrated = resolve(calibration.scenario, folder=resolved.folder)
@@ -147,13 +155,43 @@ def live_and_simulated(resolved: ResolvedScenario, plan: ValidationPlan, say: Sa
     hindsight = in_hindsight(resolved, profiles, idle, played, busy)
     stolen = tuple(each.stolen_percent for each in (rehearsed, played) if each.stolen_percent is not None)
     drift = drift_of(rehearsed.result.records, played.result.records)
-    notes = [*calibration.notes, *stolen_note(stolen), *drift_note(drift)]
+    notes = [*calibration.notes, *sections_note(plan.sections), *stolen_note(stolen), *drift_note(drift)]
     if hindsight is not None:
         notes.append(hindsight_note(calibrated, hindsight))
     compared = compare_runs(resolved, calibrated, played, plan, notes, hindsight)
     warnings = (*compared.found.warnings, *stolen_warning(stolen), *drift_warning(drift))
     found = replace(compared.found, warnings=warnings)
     return replace(compared, found=found, stolen_percent=stolen, drift=drift)
+
+
+def rehearsed_and_played(
+    resolved: ResolvedScenario, target: Target, plan: ValidationPlan, say: Say
+) -> tuple[Played, Played]:
+    """Plays the rehearsal and then the run, or sections of both in turns.
+
+    Parameters
+    ----------
+    resolved : ResolvedScenario
+    target : Target
+    plan : ValidationPlan
+    say : callable
+        Is told what is going on.
+    """
+    scenarios = [rehearsal(resolved), resolved]
+    texts = ["rehearsing", f"playing {resolved.scenario.run.requests or 'the'} requests"]
+    if plan.sections > 1:
+        texts = [f"rehearsing and {texts[1]}, in {plan.sections} turns"]
+    calls = itertools.count()
+
+    def player(scenario: ResolvedScenario, trace: Trace) -> Played:
+        call = next(calls)
+        if call < len(texts):
+            say(texts[call])
+        warmup_requests = plan.warmup_requests if call < len(scenarios) else WARMUP_AGAIN
+        return play(scenario, target, trace=trace, payloads=plan.payloads, warmup_requests=warmup_requests)
+
+    rehearsed, played = in_turns(scenarios, plan.sections, player)
+    return rehearsed, played
 
 
 def in_hindsight(
@@ -279,7 +317,7 @@ def replayed(calibrated: ResolvedScenario, played: Played, draw: int) -> Simulat
     records = played.result.records
     told = resolve(other_luck(calibrated.scenario, draw), folder=calibrated.folder)
     # The files that were sent may have other sizes than the traced ones; how preprocessing spreads is measured.
-    sent = replace(redrawn(told, played.trace), jpeg_bytes=records.jpeg_bytes, audio_ns=records.audio_ns)
+    sent = replace(draw_luck(told, played.trace), jpeg_bytes=records.jpeg_bytes, audio_ns=records.audio_ns)
     return simulate(told, engine=DEFAULT_ENGINE, trace=sent)
 
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
 
 from preba.arrivals import Horizon, RateChange
 from preba.jitter import NoJitter
 from preba.scenario.resolve import ResolvedModel, ResolvedScenario
 from preba.scenario.schema import RateChanges
-from preba.trace import StreamSpec, Trace, draw_trace
+from preba.trace import StreamSpec, Trace, draw_columns, draw_trace, model_streams
 from preba.trace_chunks import draw_chunks
 from preba.units import ns_from_ms, ns_from_s
+
+LUCK = ("preprocess_factor", "execution_factor", "overhead_factor", "balancer_draw")
+"""Columns of a trace in which the same requests differ from one draw to another."""
 
 
 def draw_scenario_trace(resolved: ResolvedScenario) -> Trace:
@@ -43,6 +49,28 @@ def draw_scenario_trace(resolved: ResolvedScenario) -> Trace:
         horizon=horizon,
         rate_changes=changes,
     )
+
+
+def draw_luck(resolved: ResolvedScenario, trace: Trace) -> Trace:
+    """A trace with all that a scenario draws for the same requests, at the same times: all but arrivals and inputs.
+
+    Parameters
+    ----------
+    resolved : ResolvedScenario
+    trace : Trace
+        Of a scenario with the same models.
+    """
+    found = {name: getattr(trace, name).copy() for name in LUCK}
+    for model in resolved.models:
+        mine = np.flatnonzero(trace.model_index == model.index)
+        drawn = draw_columns(
+            _stream_spec(resolved, model), trace.scheduled_ns[mine],
+            rngs=model_streams(resolved.scenario.seed, model.index), seed=resolved.scenario.seed,
+            model=(model.index, len(resolved.models)),
+        )  # fmt: skip
+        for name, values in found.items():
+            values[mine] = getattr(drawn, name)
+    return replace(trace, **found)
 
 
 def scenario_chunks(resolved: ResolvedScenario, chunk: int) -> Iterator[Trace]:
@@ -85,6 +113,7 @@ def _stream_spec(resolved: ResolvedScenario, model: ResolvedModel) -> StreamSpec
         execution_jitter=config.execution_jitter or model.profile.jitter,
         preprocess_jitter=config.preprocess_jitter or NoJitter(kind="none"),
         overhead_jitters=resolved.scenario.server.overheads.jitters(),
+        slowness=resolved.scenario.server.overheads.slowness,
         batch_units=config.batch_units,
         priority_shares=config.priority_shares,
         timeout_ns=ns_from_ms(config.timeout_ms),

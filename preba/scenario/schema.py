@@ -18,6 +18,7 @@ from preba.preprocessing import NoPreprocessing, PreprocessingConfig
 from preba.profile import LatencyProfile
 from preba.scenario.live import Live
 from preba.sizes import SizesConfig
+from preba.slowness import Slowness
 from preba.strict import StrictModel
 from preba.trace_table import PARTS
 from preba.validation import Validation
@@ -85,11 +86,16 @@ class Overheads(StrictModel):
     """How the first answer of a batch, and all with it, vary from batch to batch."""
     response_next_jitter: JitterConfig | None = None
     """How ``response_next_us`` varies from answer to answer."""
+    slowness: Slowness | None = None
+    """How slow all of the software is at times, beyond how each part varies by itself: ``frontend``, ``turnaround``,
+    ``response`` and ``response_next`` of a request are longer as it is when the request is due. Open loops only: when
+    a request of a closed loop is due is not known before."""
 
     def jitters(self) -> tuple[JitterConfig, ...] | None:
         """Those of the parts of a trace's ``overhead_factor``, in their order; ``None`` where nothing varies."""
         found = tuple(getattr(self, f"{part}_jitter") or NoJitter(kind="none") for part in PARTS["overhead_factor"])
-        return None if all(one.kind == "none" for one in found) else found
+        steady = self.slowness is None and all(one.kind == "none" for one in found)
+        return None if steady else found
 
 
 class Server(StrictModel):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -366,20 +366,33 @@ def _no_spans() -> StationSpans:
     return StationSpans(none32, none32, none64, none64, none64, none64, none64)
 
 
-def _warnings(
-    observed: Observed, records: Records, lag: dict[str, float], errors: Sequence[tuple[str, str, int]]
-) -> list[str]:
-    found = []
+def lag_warnings(records: Records, lag: Mapping[str, float]) -> list[str]:
+    """What to say where requests left so late that latencies show it; nothing where they did not.
+
+    Parameters
+    ----------
+    records : Records
+    lag : mapping of str to float
+        As ``lag_figures`` gives it.
+    """
     latency_ns = records.latency_ns[records.served]
     limit_ms = LAG_LIMIT_MS
     if len(latency_ns):
         limit_ms = max(LAG_SHARE * float(np.median(latency_ns)) / 1e6, LAG_LIMIT_MS)
-    if lag["p99_ms"] > limit_ms:
-        found.append(
-            f"the generator could not keep its schedule: 1 % of the requests left more than {lag['p99_ms']:.2f} ms "
-            f"late (p50 {lag['p50_ms']:.2f}, at most {lag['max_ms']:.1f} ms); latencies count from the schedule and "
-            "include it"
-        )
+    if lag["p99_ms"] <= limit_ms:
+        return []
+    said = (
+        f"the generator could not keep its schedule: 1 % of the requests left more than {lag['p99_ms']:.2f} ms "
+        f"late (p50 {lag['p50_ms']:.2f}, at most {lag['max_ms']:.1f} ms); latencies count from the schedule and "
+        "include it"
+    )
+    return [said]
+
+
+def _warnings(
+    observed: Observed, records: Records, lag: dict[str, float], errors: Sequence[tuple[str, str, int]]
+) -> list[str]:
+    found = lag_warnings(records, lag)
     if observed.unsent:
         found.append(f"{observed.unsent} requests were not sent: too many were under way (--max-in-flight)")
     if observed.cut_short:

@@ -81,7 +81,7 @@ def _traffic(resolved: ResolvedScenario) -> str:
     """Everything that a scenario's trace depends on, as text."""
     scenario = resolved.scenario
     parts: list[Any] = [str(resolved.folder), scenario.seed, scenario.run.requests, scenario.run.duration_s]
-    parts.append(scenario.server.overheads.jitters())
+    parts += [scenario.server.overheads.jitters(), scenario.server.overheads.slowness]
     for model in resolved.models:
         config = model.config
         parts += [config.arrivals, config.sizes, config.execution_jitter or model.profile.jitter]

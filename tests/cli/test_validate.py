@@ -24,7 +24,8 @@ def validate(scenario: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*command, *options], capture_output=True, text=True, timeout=180, check=False)
 
 
-def test_tensors_live_and_simulated_agree_on_throughput_and_batches(toy: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sections", ["1", "2"])
+def test_tensors_live_and_simulated_agree_on_throughput_and_batches(toy: Any, tmp_path: Path, sections: str) -> None:
     """Seven slices of 20 to 48 ms: everything is written, the same requests are in both runs, errors are small."""
     needs_triton()
     model = toy.model(
@@ -38,8 +39,9 @@ def test_tensors_live_and_simulated_agree_on_throughput_and_batches(toy: Any, tm
     data["validation"] |= {"distribution_percent": 90.0, "stage_percent": 60.0}
     path, out = tmp_path / "scenario.yaml", tmp_path / "out"
     path.write_text(yaml.safe_dump(data), encoding="utf-8")
-    done = validate(path, "--out", str(out), "--fresh", "2", "--json")
+    done = validate(path, "--out", str(out), "--fresh", "2", "--sections", sections, "--json")
     assert done.returncode == 0, done.stderr + done.stdout
+    assert (f"in {sections} turns" in done.stderr) == (sections != "1")
     found = json.loads(done.stdout)
     assert found["met"]
     assert json.loads((out / "validation.json").read_text(encoding="utf-8")) == found

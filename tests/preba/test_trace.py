@@ -130,6 +130,7 @@ def test_streams_are_all_different() -> None:
         "turnaround_jitter": 9,
         "response_jitter": 10,
         "response_next_jitter": 11,
+        "slowness": 12,
     }
     assert stream(1, 0, "arrivals").integers(1 << 62) == 4065427831215112270
 

@@ -1,0 +1,115 @@
+"""Times at which all of a server's software is slow at once, as a rehearsal shows them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from preba.cli.disturbances import first_answers_us
+from preba.cli.lines import PAIRS_MIN, Array, steady_mean, without_stalls
+from preba.cli.ways import ALONE_MIN
+from preba.jitter import EmpiricalJitter, JitterConfig
+from preba.records import Records
+from preba.scenario.schema import Overheads
+from preba.slowness import Slowness
+
+__all__ = ["narrowed", "slow_times", "slowness_note", "with_slowness"]
+
+WINDOW_NS = 20_000_000
+"""A few batches end in it: what lasts for less is in how each of them varies by itself."""
+COMMON_MIN = 0.01
+"""Variance that windows have in common, from which on they count: ten percent of an overhead."""
+LEAST = 0.05
+
+
+def slow_times(records: Records) -> Slowness | None:
+    """How slow the software was in one window of time after the other.
+
+    Measured where every batch shows it: from its end to its first answer, relative to the mean of its size. Of what
+    a window's batches deviate together, part is chance; it is the smaller the more they are. So their mean is drawn
+    towards 1 as far as leaves the variance of windows at the covariance of batches that share one.
+
+    Parameters
+    ----------
+    records : Records
+        Of a rehearsal, served.
+
+    Returns
+    -------
+    Slowness or None
+        ``None`` where batches that end together are not slow together, or are too few.
+    """
+    ended_ns, factors = relative_answers(records)
+    if len(factors) < PAIRS_MIN:
+        return None
+    window = (ended_ns - ended_ns.min()) // WINDOW_NS
+    count, total = np.bincount(window), np.bincount(window, weights=factors - 1.0)
+    squares = np.bincount(window, weights=(factors - 1.0) ** 2)
+    pairs = float((count * (count - 1)).sum())
+    common = float((total**2 - squares).sum()) / pairs if pairs >= PAIRS_MIN else 0.0
+    if common < COMMON_MIN:
+        return None
+    known = np.flatnonzero(count)
+    chance = max(float(squares.sum()) / len(factors) - common, 0.0) / count[known]
+    seen = 1.0 + total[known] / count[known] * np.sqrt(common / (common + chance))
+    series = np.interp(np.arange(len(count)), known, seen)
+    mean = float(np.average(series[known], weights=count[known]))
+    return Slowness(
+        window_ms=WINDOW_NS / 1e6,
+        factors=tuple(round(float(factor), 4) for factor in np.maximum(series / mean, LEAST)),
+    )
+
+
+def relative_answers(records: Records) -> tuple[np.ndarray, Array]:
+    """When batches ended, and how long after that their first answers came, relative to the mean of their kind."""
+    ended_ns: list[int] = []
+    factors: list[float] = []
+    for found in first_answers_us(records).values():
+        usual_us = steady_mean([us for _, us in found]) if len(found) >= ALONE_MIN else 0.0
+        if usual_us <= 0:
+            continue
+        ended_ns += [at_ns for at_ns, _ in found]
+        factors += [us / usual_us for _, us in found]
+    if not factors:
+        return np.empty(0, dtype=np.int64), np.empty(0)
+    every = np.array(factors)
+    kept = every <= without_stalls(every).max()
+    return np.array(ended_ns)[kept], every[kept]
+
+
+def with_slowness(overheads: Overheads, slowness: Slowness | None) -> Overheads:
+    """Overheads that vary as before, part of it all together."""
+    if slowness is None:
+        return overheads
+    variance = float(np.var(np.array(slowness.factors) / np.mean(slowness.factors)))
+    changes: dict[str, object] = {"slowness": slowness}
+    for name in ("frontend_jitter", "turnaround_jitter", "response_jitter", "response_next_jitter"):
+        jitter = getattr(overheads, name)
+        if jitter is not None:
+            own = jitter.factor_cv() ** 2
+            share = math.sqrt(max(own - variance, 0.0) / (own * (1.0 + variance))) if own > 0 else 1.0
+            changes[name] = narrowed(jitter, share)
+    return overheads.model_copy(update=changes)
+
+
+def narrowed(jitter: JitterConfig | None, share: float) -> JitterConfig | None:
+    """A measured spread with deviations from its mean that are so much smaller."""
+    if not isinstance(jitter, EmpiricalJitter):
+        return jitter
+    factors = np.array(jitter.factors)
+    mean = float(factors.mean())
+    return EmpiricalJitter(kind="empirical", factors=tuple((mean + share * (factors - mean)).tolist()))
+
+
+def slowness_note(slowness: Slowness | None) -> tuple[str, ...]:
+    """In words."""
+    if slowness is None:
+        return ()
+    factors = np.array(slowness.factors)
+    percent = 100.0 * float(factors.std() / factors.mean())
+    said = (
+        f"all software is slow together at times: by {percent:.0f} % (standard deviation of windows of "
+        f"{slowness.window_ms:g} ms, as the first answers of their batches show)"
+    )
+    return (said,)

@@ -1,0 +1,88 @@
+"""Times at which all software is slow: windows, where a run begins in them, and what a trace makes of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from preba.arrival_kinds import ClosedLoopArrivals, PoissonArrivals
+from preba.jitter import GammaJitter, NoJitter
+from preba.sizes import ConstantSizes
+from preba.slowness import Slowness
+from preba.trace import Horizon, StreamSpec, Trace, draw_trace
+from preba.trace_chunks import draw_chunks
+
+STEADY = (NoJitter(kind="none"),) * 4
+VARIES = (GammaJitter(kind="gamma", cv=0.5),) * 4
+SERIES = Slowness(window_ms=20, factors=(1.0, 2.0, 3.0, 6.0))
+TENSORS = ConstantSizes(kind="constant", tensor_kb=1)
+
+
+def spec(arrivals: Any = None, *, slowness: Slowness | None = SERIES, jitters: Any = STEADY) -> StreamSpec:
+    """Requests at 500 a second whose overheads vary so."""
+    arrivals = arrivals or PoissonArrivals(kind="poisson", rate_rps=500)
+    return StreamSpec(arrivals=arrivals, sizes=TENSORS, overhead_jitters=jitters, slowness=slowness)
+
+
+def draw(*specs: StreamSpec, seed: int = 1) -> Trace:
+    """A trace of 2000 requests."""
+    return draw_trace(list(specs), seed=seed, horizon=Horizon(requests=2000), rate_changes=[])
+
+
+def test_windows_follow_one_another_and_begin_again() -> None:
+    """Factors are divided by their mean; a run begins in any window, and its next one comes 20 ms later."""
+    times_ns = np.arange(0, 200, 5, dtype=np.int64) * 1_000_000
+    begins = set()
+    for seed in range(40):
+        found = SERIES.at(times_ns, np.random.default_rng(seed))
+        first = [1.0 / 3.0, 2.0 / 3.0, 1.0, 2.0].index(pytest.approx(found[0]))
+        expected = np.tile(np.repeat(np.roll([1, 2, 3, 6], -first) / 3.0, 4), 3)[: len(times_ns)]
+        assert found == pytest.approx(expected)
+        begins.add(first)
+    assert begins == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("wrong", [{"factors": ()}, {"factors": (0.0,)}, {"factors": (-1.0,)}, {"window_ms": 0}])
+def test_series_without_a_time_or_a_window_are_refused(wrong: dict[str, Any]) -> None:
+    """Nothing, nothing but zeros, something below zero, and no window."""
+    with pytest.raises(ValidationError):
+        Slowness.model_validate({"window_ms": 20, "factors": (1.0,), **wrong})
+
+
+def test_all_overheads_of_a_request_are_slow_as_it_is_due() -> None:
+    """All four parts alike, by the window; how each varies by itself stays the same draw."""
+    trace = draw(spec())
+    assert (trace.overhead_factor == trace.overhead_factor[:, :1]).all()
+    windows = trace.scheduled_ns // 20_000_000
+    by_window = [set(trace.overhead_factor[windows == window, 0].round(9)) for window in range(8)]
+    assert all(len(found) == 1 for found in by_window)
+    assert by_window[:4] == by_window[4:]
+    assert len(set.union(*by_window)) == 4
+    varied, alone = draw(spec(jitters=VARIES)), draw(spec(jitters=VARIES, slowness=None))
+    ratio = varied.overhead_factor / alone.overhead_factor
+    assert ratio == pytest.approx(trace.overhead_factor)
+
+
+def test_models_of_one_machine_are_slow_together() -> None:
+    """One series for all of them, and another beginning with another seed."""
+    trace = draw(spec(), spec())
+    windows = trace.scheduled_ns // 20_000_000
+    for window in range(8):
+        assert len(set(trace.overhead_factor[windows == window, 0].round(9))) == 1
+    assert len({draw(spec(), seed=seed).overhead_factor[0, 0] for seed in range(20)}) > 1
+
+
+def test_pieces_of_a_run_are_as_slow_as_the_whole() -> None:
+    """Drawn in pieces or at once."""
+    whole = draw(spec(jitters=VARIES))
+    pieces = draw_chunks([spec(jitters=VARIES)], seed=1, requests=2000, duration_ns=None, rate_changes=[], chunk=300)
+    assert np.array_equal(np.concatenate([piece.overhead_factor for piece in pieces]), whole.overhead_factor)
+
+
+def test_closed_loops_have_no_times_to_be_slow_at() -> None:
+    """When their requests are due is not known before: overheads are as without."""
+    loop = ClosedLoopArrivals(kind="closed_loop", outstanding=4)
+    assert draw(spec(loop)).equals(draw(spec(loop, slowness=None)))
