@@ -21,7 +21,7 @@ from preba.cli.lines import (
 )
 from preba.cli.seen import Seen
 from preba.cli.triton_threads import IDLE_NS, LATE_NS, Race, lost_wakeups, with_overheads
-from preba.cli.ways import ALONE_MIN, gaps_between_batches, way_to_slice_us
+from preba.cli.ways import ALONE_MIN, Ready, gaps_between_batches, way_to_slice_us
 from preba.jitter import JitterConfig
 from preba.profile import LatencyProfile
 from preba.scenario.draw import draw_luck
@@ -76,7 +76,7 @@ def gaps_of(seen: Seen) -> Gaps:
     line = line_by_size(kept_busy, trimmed_mean)
     if seen.triton is None or seen.limit < 2 or seen.triton.prefetching:
         return Gaps(dispatch_us, *turnaround(seen, kept_busy, line, None), None)
-    gaps = gaps_between_batches(resolved, profiles, [seen.rehearsed], IDLE_NS)
+    gaps = gaps_between_batches(resolved, profiles, [seen.rehearsed], Ready(way_ns=IDLE_NS))
     usual = shifted(line, gaps, lambda values: float(np.percentile(values, USUAL_PERCENT)))
     bounded = any(policy.max_queue_size for policy in seen.triton.level_policies())
     race = Race(None, "") if bounded else lost_wakeups(resolved, seen.rehearsed.result.records, usual.of)
@@ -121,9 +121,9 @@ def turnaround(
     batcher = seen.resolved.models[0].config.batcher
     if not seen.native or not isinstance(batcher, TritonBatcher):
         return line, spread_of(relative(kept_busy, line))
-    waited_ns = 1000 * batcher.max_queue_delay_us + IDLE_NS
+    ready = ready_of(batcher)
     found, own = (
-        without_lost(gaps_between_batches(seen.resolved, profiles, [seen.rehearsed], waited_ns), race)
+        without_lost(gaps_between_batches(seen.resolved, profiles, [seen.rehearsed], ready), race)
         for profiles in (seen.profiles, None)
     )
     moved, varied = (
@@ -131,6 +131,12 @@ def turnaround(
         for each in (found, own)
     )
     return moved, spread_of(relative(own, varied)) or spread_of(relative(kept_busy, line))
+
+
+def ready_of(batcher: TritonBatcher) -> Ready:
+    """When Triton's batches wait for nothing but an instance; without prefetching there are none before that."""
+    sizes = (*batcher.preferred_batch_size, batcher.max_batch_size) if batcher.prefetching else ()
+    return Ready(1000 * batcher.max_queue_delay_us, frozenset(sizes), IDLE_NS)
 
 
 def unbiased(
@@ -147,9 +153,9 @@ def unbiased(
     """
     overheads = calibrated.scenario.server.overheads
     batcher = calibrated.models[0].config.batcher
-    waited_ns = IDLE_NS + (1000 * batcher.max_queue_delay_us if isinstance(batcher, TritonBatcher) else 0)
+    ready = ready_of(batcher) if isinstance(batcher, TritonBatcher) else Ready(way_ns=IDLE_NS)
     trace = draw_luck(calibrated, rehearsed.trace)
-    measured = gaps_between_batches(calibrated, profiles, [rehearsed], waited_ns)
+    measured = gaps_between_batches(calibrated, profiles, [rehearsed], ready)
     lost_us = lost_from_us(measured, overheads.turnaround_request_us) if race is not None else math.inf
     measured = below(measured, overheads.turnaround_request_us, lost_us)
     wanted = line_by_size(measured, steady_mean) if tells_line(measured) else None
@@ -157,7 +163,7 @@ def unbiased(
     for _ in range(SELECTION_ROUNDS):
         told = resolve(with_overheads(calibrated.scenario, found), folder=calibrated.folder)
         run = as_played(simulate(told, engine=DEFAULT_ENGINE, trace=trace))
-        gaps = gaps_between_batches(told, profiles, [run], waited_ns)
+        gaps = gaps_between_batches(told, profiles, [run], ready)
         gaps = below(gaps, overheads.turnaround_request_us, lost_us)
         if min(sum(map(len, each.values())) for each in (gaps, measured)) < PAIRS_MIN:
             return overheads

@@ -21,9 +21,23 @@ from runtime.load.run import Played
 from runtime.placement import is_native
 
 __all__ = [
-    "ALONE_MIN", "Answers", "Gap", "after_preprocessing_us", "answers_after_batch", "before_batcher_us", "between",
-    "between_items_us", "by_size", "each_gap", "execution_ratios", "gaps_between_batches", "timer_lateness_us",
-    "waited_for_worker", "way_to_slice_us", "way_under_load",
+    "ALONE_MIN",
+    "Answers",
+    "Gap",
+    "Ready",
+    "after_preprocessing_us",
+    "answers_after_batch",
+    "before_batcher_us",
+    "between",
+    "between_items_us",
+    "by_size",
+    "each_gap",
+    "execution_ratios",
+    "gaps_between_batches",
+    "timer_lateness_us",
+    "waited_for_worker",
+    "way_to_slice_us",
+    "way_under_load",
 ]  # fmt: skip
 
 ALONE_MIN = 30
@@ -135,15 +149,48 @@ def execution_ratios(resolved: ResolvedScenario, profile: LatencyProfile, model:
     return ratios
 
 
+@dataclass(frozen=True)
+class Ready:
+    """When a batch waits for nothing but a slice.
+
+    Attributes
+    ----------
+    delay_ns : int
+        So long after its oldest request came.
+    complete : frozenset of int
+        With its last request, if it has one of these sizes then.
+    way_ns : int
+        Either with so much more for the way to the batcher.
+    """
+
+    delay_ns: int = 0
+    complete: frozenset[int] = frozenset()
+    way_ns: int = 0
+
+    def at_ns(
+        self, oldest_ns: NDArray[np.int64], newest_ns: NDArray[np.int64], size: NDArray[np.int32]
+    ) -> NDArray[np.int64]:
+        """Of batches whose first and last request came then."""
+        found = oldest_ns + self.delay_ns
+        whole = np.isin(size, list(self.complete))
+        return np.where(whole, np.minimum(found, newest_ns), found) + self.way_ns
+
+
+AT_ONCE = Ready()
+
+
 def gaps_between_batches(
-    resolved: ResolvedScenario, profiles: Sequence[LatencyProfile] | None, runs: Sequence[Played], waited_ns: int = 0
+    resolved: ResolvedScenario,
+    profiles: Sequence[LatencyProfile] | None,
+    runs: Sequence[Played],
+    ready: Ready = AT_ONCE,
 ) -> dict[int, list[float]]:
     """What slices took from one batch to the next beyond its profile, in microseconds by the size of the first.
 
-    Only where requests had waited for the slice, longer than `waited_ns` at the end of the first batch. Without
-    profiles, beyond what the batch itself took: how gaps vary, without how executions do.
+    Only where the next was ready at the end of the first. Without profiles, beyond what the batch itself took: how gaps
+    vary, without how executions do.
     """
-    return by_size(gap for played in runs for gap in each_gap(resolved, profiles, played, waited_ns))
+    return by_size(gap for played in runs for gap in each_gap(resolved, profiles, played, ready))
 
 
 @dataclass(frozen=True)
@@ -165,20 +212,23 @@ def by_size(gaps: Iterable[Gap]) -> dict[int, list[float]]:
 
 
 def each_gap(
-    resolved: ResolvedScenario, profiles: Sequence[LatencyProfile] | None, played: Played, waited_ns: int = 0
+    resolved: ResolvedScenario, profiles: Sequence[LatencyProfile] | None, played: Played, ready: Ready = AT_ONCE
 ) -> Iterator[Gap]:
     """The same one by one, slice by slice."""
     records = played.result.records.select(played.result.records.served)
     numbers, rows, place = np.unique(records.batch_id, return_index=True, return_inverse=True)
     oldest_ns = np.full(len(numbers), np.iinfo(np.int64).max)
     np.minimum.at(oldest_ns, place, records.enqueued_ns)
+    newest_ns = np.zeros(len(numbers), dtype=np.int64)
+    np.maximum.at(newest_ns, place, records.enqueued_ns)
+    ready_ns = ready.at_ns(oldest_ns, newest_ns, records.batch_size[rows])
     expected_ns = _taken_ns(records) if profiles is None else _expected_ns(resolved, profiles, records)
     for slice_index in np.unique(records.slice_index[rows]):
         mine = np.flatnonzero(records.slice_index[rows] == slice_index)
         mine = mine[np.argsort(records.execution_start_ns[rows[mine]], kind="stable")]
         for first, after in itertools.pairwise(mine[2:-1]):
             row = int(rows[first])
-            if oldest_ns[after] + waited_ns > records.execution_end_ns[row]:
+            if ready_ns[after] > records.execution_end_ns[row]:
                 continue  # the slice had nothing to do
             between_ns = int(records.execution_start_ns[rows[after]] - records.execution_start_ns[row])
             ended_ns, size = int(records.execution_end_ns[row]), int(records.batch_size[row])
@@ -187,7 +237,7 @@ def each_gap(
 
 def between(resolved: ResolvedScenario, profiles: Sequence[LatencyProfile], played: Played) -> list[float]:
     """What slices took from one batch to the next although requests waited, in microseconds."""
-    found = gaps_between_batches(resolved, profiles, [played], IDLE_NS)
+    found = gaps_between_batches(resolved, profiles, [played], Ready(way_ns=IDLE_NS))
     return [gap for gaps in found.values() for gap in gaps]
 
 

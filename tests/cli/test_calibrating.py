@@ -30,7 +30,7 @@ from preba.cli.triton_threads import (
 )
 from preba.cli.turnarounds import widened
 from preba.cli.validating import hindsight_note, in_hindsight
-from preba.cli.ways import answers_after_batch, execution_ratios, gaps_between_batches, way_under_load
+from preba.cli.ways import Ready, answers_after_batch, execution_ratios, gaps_between_batches, way_under_load
 from preba.scenario.resolve import ResolvedScenario, resolve
 from preba.scenario.schema import Overheads, Run
 from runtime.load.run import Played
@@ -346,7 +346,7 @@ def test_turnaround_of_slices_that_overtake_one_another_is_found(toy: Any) -> No
     known = resolve(plain.scenario.model_copy(update={"server": server}), folder=plain.folder)
     run, busy = played(known), played(triton(toy, 1, 220.0, requests=4000))
     profiles = [known.models[0].execution]
-    gaps = gaps_between_batches(known, profiles, [run], 2_000_000)
+    gaps = gaps_between_batches(known, profiles, [run], Ready(way_ns=2_000_000))
     seen = np.mean([gap / (600 + 200 * size) for size, each in gaps.items() for gap in each])
     found = calibrate(known, profiles, run, run, [busy]).scenario.server.overheads
     assert seen < 0.93

@@ -11,7 +11,7 @@ from preba.cli.calibrating import calibrate
 from preba.cli.closing import closing, with_way
 from preba.cli.redrawn import other_luck
 from preba.cli.triton_threads import head_waits_us
-from preba.cli.ways import gaps_between_batches
+from preba.cli.ways import Ready, gaps_between_batches
 from preba.scenario.resolve import ResolvedScenario, resolve
 from runtime.load.run import Played
 from sim.run import simulate
@@ -55,7 +55,7 @@ def test_turnaround_behind_a_queue_policy_is_without_the_wakeup_of_the_batcher(t
     known = behind_a_policy(toy, 80.0, slices=1, turnaround_jitter={"kind": "lognormal", "cv": 0.3})
     run, busy = played(known), played(server(toy, 220.0, slices=1))
     profiles = [known.models[0].execution]
-    gaps = gaps_between_batches(known, profiles, [run], 2_000_000)
+    gaps = gaps_between_batches(known, profiles, [run], Ready(way_ns=2_000_000))
     seen_us = np.median([gap - 200 * size for size, each in gaps.items() for gap in each])
     nothing = {"turnaround_us": 0.0, "turnaround_request_us": 0.0}
     unknown = server(toy, 80.0, slices=1, overheads=nothing, **POLICY)
