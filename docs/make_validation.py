@@ -51,7 +51,8 @@ GOLDEN = Path(__file__).parents[1] / "tests" / "data" / "triton-golden.json"
 RUN_S = 32.0
 LONGER = {
     "triton-1-delay-5": 4, "triton-1-delay-20": 4, "triton-1-preferred": 4, "triton-1-onoff": 10, "triton-3-onoff": 4,
-    "triton-7-onoff": 5, "triton-7-onoff-busy": 6, "triton-3-delay-0": 4, "triton-1-delay-action": 8, "triton-3-delay-action": 4,
+    "triton-7-onoff": 5, "triton-7-onoff-busy": 6, "triton-3-delay-0": 4, "triton-1-delay-action": 8,
+    "triton-3-delay-action": 4,
     "triton-1-reject": 2, "triton-3-reject": 8, "triton-1-bounded": 45, "triton-3-bounded": 4, "triton-1-overloaded": 8,
     "triton-1-priorities": 6, "triton-3-priorities": 4, "triton-3-closed-loop": 3, "envoy-7-busy": 3,
     "triton-7-preferred": 3, "preba-image": 3, "preba-image-dali": 3,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from preba.strict import StrictModel
+from preba.trace_table import PARTS
 from preba.units import ns_from_ms
 
 __all__ = ["Slowness"]
@@ -23,6 +24,10 @@ class Slowness(StrictModel):
     window_ms: PositiveFloat
     factors: Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1)]
     """Of the overheads, by window; divided by their mean."""
+    shares: dict[Literal["frontend", "turnaround", "response", "response_next"], NonNegativeFloat] = Field(
+        default_factory=dict
+    )
+    """How much of it each part feels, by how much its factor differs from 1; all of it unless it is named."""
 
     @model_validator(mode="after")
     def _some_time(self) -> Slowness:
@@ -33,8 +38,17 @@ class Slowness(StrictModel):
         return self
 
     def at(self, times_ns: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float64]:
-        """Factors at those times, float64[n]; where the series begins is one draw, however many times there are."""
+        """Factors at those times, float64[n, 4], a column for each part of a trace's ``overhead_factor``.
+
+        Where the series begins is one draw, however many times there are.
+        """
         factors = np.array(self.factors)
         windows = times_ns // ns_from_ms(self.window_ms) + int(rng.integers(len(factors)))
-        found: NDArray[np.float64] = (factors / factors.mean())[windows % len(factors)]
-        return found
+        found = (factors / factors.mean())[windows % len(factors)]
+        shares = np.array([self.share(part) for part in PARTS["overhead_factor"]])
+        parts: NDArray[np.float64] = np.maximum(1.0 + shares * (found[:, np.newaxis] - 1.0), 0.0)
+        return parts
+
+    def share(self, part: str) -> float:
+        """How much of it a part feels."""
+        return next((share for name, share in self.shares.items() if name == part), 1.0)

@@ -307,7 +307,7 @@ def _draw_overheads(
     if spec.slowness is None or isinstance(spec.arrivals, ClosedLoopArrivals):
         return factors
     # One machine serves all models: where its series begins is one draw for all of them, and for all pieces of a run.
-    return factors * spec.slowness.at(scheduled, stream(seed, 0, "slowness"))[:, np.newaxis]
+    return factors * spec.slowness.at(scheduled, stream(seed, 0, "slowness"))
 
 
 def _draw_priority(spec: StreamSpec, count: int, rng: np.random.Generator) -> NDArray[np.int32]:

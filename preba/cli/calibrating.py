@@ -10,7 +10,7 @@ from preba.cli.closing import with_way
 from preba.cli.item_costs import Prepared, preprocessing_of
 from preba.cli.lines import PAIRS_MIN, Array, spread_of, steady_mean
 from preba.cli.seen import Seen
-from preba.cli.slow_times import slow_times, slowness_note, with_slowness
+from preba.cli.slow_times import slow_times, slowness_note, with_share, with_slowness
 from preba.cli.triton_threads import (
     Wakeup,
     head_waits_us,
@@ -26,7 +26,7 @@ from preba.cli.triton_threads import (
     with_wakeup,
     without_wakeup,
 )
-from preba.cli.turnarounds import Gaps, as_played, gaps_of, unbiased
+from preba.cli.turnarounds import Gaps, as_played, gap_factors, gaps_of, unbiased
 from preba.cli.ways import (
     ALONE_MIN,
     after_preprocessing_us,
@@ -101,6 +101,7 @@ def calibrate(
         threads = wakeup(resolved, seen.records)
     overheads, said = overheads_of(seen, prepared, gaps, threads)
     slowness = None if seen.closed else slow_times(seen.records)
+    slowness = with_share(slowness, seen.records, "turnaround", gap_factors(seen))
     overheads = with_slowness(overheads, slowness)
     changes: dict[str, Any] = {
         "server": resolved.scenario.server.model_copy(update={"overheads": overheads}),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 
@@ -13,14 +15,17 @@ from preba.jitter import EmpiricalJitter, JitterConfig
 from preba.records import Records
 from preba.scenario.schema import Overheads
 from preba.slowness import Slowness
+from preba.trace_table import PARTS
 
-__all__ = ["narrowed", "slow_times", "slowness_note", "with_slowness"]
+__all__ = ["narrowed", "slow_times", "slowness_note", "with_share", "with_slowness"]
 
 WINDOW_NS = 20_000_000
 """A few batches end in it: what lasts for less is in how each of them varies by itself."""
 COMMON_MIN = 0.01
 """Variance that windows have in common, from which on they count: ten percent of an overhead."""
 LEAST = 0.05
+Seen: TypeAlias = tuple[int, float]
+"""When something was seen, and how long it took relative to what is usual."""
 
 
 def slow_times(records: Records) -> Slowness | None:
@@ -78,18 +83,46 @@ def relative_answers(records: Records) -> tuple[np.ndarray, Array]:
     return np.array(ended_ns)[kept], every[kept]
 
 
+def with_share(slowness: Slowness | None, records: Records, part: str, found: Sequence[Seen]) -> Slowness | None:
+    """The series with how much of it a part feels, as moments and factors of that part say; all of it if they are few.
+
+    The slope of its factors over those of the windows that they are in.
+
+    Parameters
+    ----------
+    slowness : Slowness or None
+    records : Records
+        That the series is from.
+    part : str
+        Of the overheads.
+    found : sequence of (ns, factor)
+        When it was seen, and how long it took relative to what is usual.
+    """
+    if slowness is None or len(found) < PAIRS_MIN:
+        return slowness
+    ended_ns, _ = relative_answers(records)
+    at_ns, factors = np.array([at for at, _ in found]), np.array([factor for _, factor in found])
+    kept = factors <= without_stalls(factors).max()
+    window = ((at_ns[kept] - ended_ns.min()) // WINDOW_NS).clip(0, len(slowness.factors) - 1)
+    slow = np.array(slowness.factors)[window]
+    if slow.var() <= 0:
+        return slowness
+    share = float(np.clip(np.cov(slow, factors[kept])[0, 1] / slow.var(ddof=1), 0.0, 1.0))
+    return slowness.model_copy(update={"shares": {**slowness.shares, part: round(share, 3)}})
+
+
 def with_slowness(overheads: Overheads, slowness: Slowness | None) -> Overheads:
     """Overheads that vary as before, part of it all together."""
     if slowness is None:
         return overheads
     variance = float(np.var(np.array(slowness.factors) / np.mean(slowness.factors)))
     changes: dict[str, object] = {"slowness": slowness}
-    for name in ("frontend_jitter", "turnaround_jitter", "response_jitter", "response_next_jitter"):
-        jitter = getattr(overheads, name)
+    for part in PARTS["overhead_factor"]:
+        jitter = getattr(overheads, f"{part}_jitter")
         if jitter is not None:
-            own = jitter.factor_cv() ** 2
-            share = math.sqrt(max(own - variance, 0.0) / (own * (1.0 + variance))) if own > 0 else 1.0
-            changes[name] = narrowed(jitter, share)
+            own, common = jitter.factor_cv() ** 2, slowness.share(part) ** 2 * variance
+            share = math.sqrt(max(own - common, 0.0) / (own * (1.0 + common))) if own > 0 else 1.0
+            changes[f"{part}_jitter"] = narrowed(jitter, share)
     return overheads.model_copy(update=changes)
 
 
@@ -112,4 +145,6 @@ def slowness_note(slowness: Slowness | None) -> tuple[str, ...]:
         f"all software is slow together at times: by {percent:.0f} % (standard deviation of windows of "
         f"{slowness.window_ms:g} ms, as the first answers of their batches show)"
     )
-    return (said,)
+    parts = {"frontend": "the way to the batcher", "turnaround": "the turnaround"}
+    felt = [f"{name} feels {slowness.share(part):.2f} of it" for part, name in parts.items() if part in slowness.shares]
+    return ("; ".join([said, *felt]),)

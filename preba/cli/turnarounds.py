@@ -21,7 +21,7 @@ from preba.cli.lines import (
 )
 from preba.cli.seen import Seen
 from preba.cli.triton_threads import IDLE_NS, LATE_NS, Race, lost_wakeups, with_overheads
-from preba.cli.ways import ALONE_MIN, Ready, gaps_between_batches, way_to_slice_us
+from preba.cli.ways import ALONE_MIN, Ready, by_size, each_gap, gaps_between_batches, way_to_slice_us
 from preba.jitter import JitterConfig
 from preba.profile import LatencyProfile
 from preba.scenario.draw import draw_luck
@@ -30,7 +30,7 @@ from preba.scenario.schema import Overheads
 from runtime.load.run import Played
 from sim.run import DEFAULT_ENGINE, Simulation, simulate
 
-__all__ = ["Gaps", "as_played", "gaps_of", "unbiased", "widened"]
+__all__ = ["Gaps", "as_played", "gap_factors", "gaps_of", "unbiased", "widened"]
 
 USUAL_PERCENT = 35.0
 """Of gaps of which up to a third may be lost wake-ups: the median of the others."""
@@ -83,6 +83,14 @@ def gaps_of(seen: Seen) -> Gaps:
     if race.permille is None:  # lost wake-ups are in the means
         return Gaps(dispatch_us, *widened(kept_busy, line, gaps, usual), race)
     return Gaps(dispatch_us, *turnaround(seen, kept_busy, line, race), race)
+
+
+def gap_factors(seen: Seen) -> list[tuple[int, float]]:
+    """When slices that batches waited for ended one in the rehearsal, and how much longer than usual they then took."""
+    ready = ready_of(seen.triton) if seen.triton is not None else Ready()
+    gaps = list(each_gap(seen.resolved, None, seen.rehearsed, ready))
+    usual_us = {size: steady_mean(values) for size, values in by_size(gaps).items() if len(values) >= ALONE_MIN}
+    return [(gap.ended_ns, gap.us / usual_us[gap.size]) for gap in gaps if usual_us.get(gap.size, 0.0) > 0]
 
 
 def widened(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from preba.cli.slow_times import narrowed, slow_times, slowness_note, with_slowness
+from preba.cli.slow_times import narrowed, relative_answers, slow_times, slowness_note, with_share, with_slowness
 from preba.jitter import EmpiricalJitter, GammaJitter
 from preba.records import Records
 from preba.scenario.schema import Overheads
@@ -92,6 +92,27 @@ def test_what_is_common_is_taken_from_what_varies_alone() -> None:
     assert alike.factor_cv() == 0.0
     (said,) = slowness_note(known)
     assert said.startswith(f"all software is slow together at times: by {100 * spread(known):.0f} % ")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_how_much_a_part_feels_is_found(toy: Any, share: float) -> None:
+    """Turnarounds that deviate so much of what answers do, and by themselves."""
+    known = series(0.4)
+    records = server(toy, slowness=known)
+    found = slow_times(records)
+    rng = np.random.default_rng(8)
+    rows = np.unique(records.batch_id, return_index=True)[1]
+    ended_ns = records.execution_end_ns[rows]
+    first, _ = relative_answers(records)
+    factors = np.array(found.factors)[(ended_ns - first.min()).clip(0) // 20_000_000]
+    own = 1 + share * (factors - 1) + 0.2 * rng.standard_normal(len(factors))
+    seen = list(zip(ended_ns.tolist(), own.tolist(), strict=True))
+    told = with_share(found, records, "turnaround", seen)
+    assert told.share("turnaround") == pytest.approx(share, abs=0.05)
+    assert told.share("response") == 1.0
+    assert f"the turnaround feels {told.share('turnaround'):.2f} of it" in slowness_note(told)[0]
+    assert with_share(found, records, "turnaround", seen[:20]) == found
+    assert with_share(None, records, "turnaround", seen) is None
 
 
 def test_narrowed_spread_keeps_its_mean() -> None:

@@ -37,7 +37,10 @@ def test_windows_follow_one_another_and_begin_again() -> None:
     times_ns = np.arange(0, 200, 5, dtype=np.int64) * 1_000_000
     begins = set()
     for seed in range(40):
-        found = SERIES.at(times_ns, np.random.default_rng(seed))
+        parts = SERIES.at(times_ns, np.random.default_rng(seed))
+        assert parts.shape == (len(times_ns), 4)
+        found = parts[:, 0]
+        assert (parts == parts[:, :1]).all()
         first = [1.0 / 3.0, 2.0 / 3.0, 1.0, 2.0].index(pytest.approx(found[0]))
         expected = np.tile(np.repeat(np.roll([1, 2, 3, 6], -first) / 3.0, 4), 3)[: len(times_ns)]
         assert found == pytest.approx(expected)
@@ -64,6 +67,17 @@ def test_all_overheads_of_a_request_are_slow_as_it_is_due() -> None:
     varied, alone = draw(spec(jitters=VARIES)), draw(spec(jitters=VARIES, slowness=None))
     ratio = varied.overhead_factor / alone.overhead_factor
     assert ratio == pytest.approx(trace.overhead_factor)
+
+
+def test_a_part_may_feel_less_of_it() -> None:
+    """As much nearer to 1; the others all of it."""
+    half = SERIES.model_copy(update={"shares": {"turnaround": 0.5, "response": 0.0}})
+    whole, felt = draw(spec()).overhead_factor, draw(spec(slowness=half)).overhead_factor
+    assert np.array_equal(felt[:, [0, 3]], whole[:, [0, 3]])
+    assert felt[:, 1] == pytest.approx(1 + 0.5 * (whole[:, 1] - 1))
+    assert (felt[:, 2] == 1.0).all()
+    with pytest.raises(ValidationError):
+        Slowness.model_validate({"window_ms": 20, "factors": (1.0,), "shares": {"dispatch": 1.0}})
 
 
 def test_models_of_one_machine_are_slow_together() -> None:
