@@ -86,7 +86,7 @@ def relative_answers(records: Records) -> tuple[np.ndarray, Array]:
 def with_share(slowness: Slowness | None, records: Records, part: str, found: Sequence[Seen]) -> Slowness | None:
     """The series with how much of it a part feels, as moments and factors of that part say; all of it if they are few.
 
-    The slope of its factors over those of the windows that they are in.
+    The slope of its factors over those of the windows that they are in, relative to what it takes in a usual one.
 
     Parameters
     ----------
@@ -107,7 +107,9 @@ def with_share(slowness: Slowness | None, records: Records, part: str, found: Se
     slow = np.array(slowness.factors)[window]
     if slow.var() <= 0:
         return slowness
-    share = float(np.clip(np.cov(slow, factors[kept])[0, 1] / slow.var(ddof=1), 0.0, 1.0))
+    slope, offset = (float(value) for value in np.polyfit(slow, factors[kept], 1))
+    usual = offset + slope  # what it takes when nothing is slow: it may have been seen at slow times more than at others
+    share = min(max(slope / usual, 0.0), 1.0) if usual > 0 else 1.0
     return slowness.model_copy(update={"shares": {**slowness.shares, part: round(share, 3)}})
 
 
