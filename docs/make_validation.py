@@ -468,19 +468,20 @@ Written by `python docs/make_validation.py write` from the runs in [validation/]
 `python docs/make_validation.py measure` repeats them (three hours on two cores, no GPU), `preba validate` does
 one scenario of your own.
 
-Each case runs a live server whose slices are real Triton processes that sleep 18 ms a batch and 2 ms an item (audio: 18
-ms and 0.4 ms for each second of the batch; `onnx-on-cpu` computes a real network). What the simulation needs is
+Each case runs a live server whose slices are real Triton processes that sleep 18 ms a batch and 2 ms an item (audio:
+18 ms and 0.4 ms for each second of the batch; `onnx-on-cpu` computes a real network). What the simulation needs is
 measured in runs of their own ([validate.md](validate.md)): profiles, preprocessing, the ways to and from the batcher,
 what passes between two batches of a slice, how Triton's threads behave. Then the case's trace is played and the very
 same trace is simulated, five times with draws of what varies inside the server. An error is simulated minus measured,
-in percent of the measured value; in brackets half its 95 % interval, from leaving out each twentieth of the requests in
-turn: both runs had the same arrivals, so that what those happened to be is in both (of perf_analyzer's run half the
-interval of the measured figure). Rehearsal and run of cases with so many *turns* were cut into as many pieces and took
-turns, about {section:g} s each. *Hindsight*, where it is known, has the errors of a simulation with what was measured
-in the compared run itself: an error that is gone there came of a rehearsal that differed from the run. Where it was
-measured, it also says how much slower the machine's software was in the run, from the ends of batches to their first
-answers. A case is repeated up to twice where that is more than {drift:g} % for certain, or where the host of this
-virtual machine took more than {stolen:g} % of it; the calmest run counts, whatever its errors.
+in percent of the measured value; in brackets half its 95 % interval, from leaving out each twentieth of the requests
+in turn: both runs had the same arrivals, so that what those happened to be is in both (of perf_analyzer's run half
+the interval of the measured figure). Rehearsal and run of cases with so many *turns* were cut into as many pieces and
+took turns, about {section:g} s of the run each; a rehearsal has 120 s at most. *Hindsight*, where it is known, has
+the errors of a simulation with what was measured in the compared run itself: an error that is gone there came of a
+rehearsal that differed from the run. Where it was measured, it also says how much slower the machine's software was
+in the run, from the ends of batches to their first answers. A case is repeated up to twice where that is more than
+{drift:g} % for certain, or where the host of this virtual machine took more than {stolen:g} % of it; the calmest run
+counts, whatever its errors.
 
 Loads are 50 to 60 % of what full batches carry, 70 % with priorities, with a bounded queue of one instance, in closed
 loops and in `envoy-7-busy`, 110 % where requests are refused for their age, 120 % in `triton-3-bounded` and

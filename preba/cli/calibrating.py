@@ -100,7 +100,7 @@ def calibrate(
     if threads is None and seen.native and not seen.closed:
         threads = wakeup(resolved, seen.records)
     overheads, said = overheads_of(seen, prepared, gaps, threads)
-    slowness = None if seen.closed else slow_times(seen.records)
+    slowness = slow_times(seen.records) if seen.open else None
     slowness = with_share(slowness, seen.records, "turnaround", gap_factors(seen))
     overheads = with_slowness(overheads, slowness)
     changes: dict[str, Any] = {
@@ -111,7 +111,7 @@ def calibrate(
         changes["preprocessing"] = prepared.section
     scenario = resolved.scenario.model_copy(update=changes)
     scenario, more = with_threads(seen, scenario, gaps, threads)
-    return Calibration(scenario, (*notes, *prepared.notes, *said, *slowness_note(slowness), *more))
+    return Calibration(scenario, (*notes, *prepared.notes, *said, *slowness_note(overheads.slowness), *more))
 
 
 def slowdown(ratios: Array) -> float:
@@ -199,7 +199,7 @@ def native_ways_us(seen: Seen) -> Array:
     """From schedule to execution, where Triton batches: of requests that met an idle instance, or completed a batch."""
     # In a closed loop requests come in bursts, while the slice that answered still turns round.
     met = seen.alone if seen.closed else seen.records
-    for found in (head_waits_us(seen.resolved, met, seen.limit), last_waits_us(seen.resolved, met, seen.limit)):
+    for found in (head_waits_us(seen.resolved, met, seen.limit), last_waits_us(seen.resolved, met)):
         if len(found) >= ALONE_MIN:
             return found
     return head_waits_us(seen.resolved, seen.alone, seen.limit)

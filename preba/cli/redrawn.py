@@ -1,4 +1,4 @@
-"""A trace that was played, with other luck of the server: what the same requests might have met."""
+"""Scenarios with other luck of the server: what the same requests might have met."""
 
 from __future__ import annotations
 

@@ -56,6 +56,11 @@ class Seen:
         return isinstance(self.resolved.scenario.models[0].arrivals, ClosedLoopArrivals)
 
     @cached_property
+    def open(self) -> bool:
+        """Whether no model's clients wait for their answers: when requests are due is known before."""
+        return not any(isinstance(model.arrivals, ClosedLoopArrivals) for model in self.resolved.scenario.models)
+
+    @cached_property
     def limit(self) -> int:
         """Largest batch."""
         return max(batch_limit(self.resolved, model) for model in self.resolved.models)

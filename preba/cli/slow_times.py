@@ -108,24 +108,31 @@ def with_share(slowness: Slowness | None, records: Records, part: str, found: Se
     if slow.var() <= 0:
         return slowness
     slope, offset = (float(value) for value in np.polyfit(slow, factors[kept], 1))
-    usual = offset + slope  # what it takes when nothing is slow: it may have been seen at slow times more than at others
+    usual = (
+        offset + slope
+    )  # what it takes when nothing is slow: it may have been seen at slow times more than at others
     share = min(max(slope / usual, 0.0), 1.0) if usual > 0 else 1.0
     return slowness.model_copy(update={"shares": {**slowness.shares, part: round(share, 3)}})
 
 
 def with_slowness(overheads: Overheads, slowness: Slowness | None) -> Overheads:
-    """Overheads that vary as before, part of it all together."""
+    """Overheads that vary as far as before, part of it all together; one that varies less feels less of it."""
     if slowness is None:
         return overheads
-    variance = float(np.var(np.array(slowness.factors) / np.mean(slowness.factors)))
-    changes: dict[str, object] = {"slowness": slowness}
+    spread = float(np.std(slowness.factors) / np.mean(slowness.factors))
+    changes: dict[str, object] = {}
+    shares: dict[str, float] = {part: slowness.share(part) for part in slowness.shares}
     for part in PARTS["overhead_factor"]:
         jitter = getattr(overheads, f"{part}_jitter")
-        if jitter is not None:
-            own, common = jitter.factor_cv() ** 2, slowness.share(part) ** 2 * variance
-            share = math.sqrt(max(own - common, 0.0) / (own * (1.0 + common))) if own > 0 else 1.0
-            changes[f"{part}_jitter"] = narrowed(jitter, share)
-    return overheads.model_copy(update=changes)
+        own = 0.0 if jitter is None else jitter.factor_cv()
+        share = min(slowness.share(part), own / spread) if spread > 0 else 0.0
+        if share < slowness.share(part):
+            shares[part] = math.floor(1e3 * share) / 1e3
+        common = (share * spread) ** 2
+        left = math.sqrt(max(own**2 - common, 0.0) / (own**2 * (1.0 + common))) if own > 0 else 1.0
+        changes[f"{part}_jitter"] = narrowed(jitter, left)
+    felt = Slowness.model_validate({**slowness.model_dump(), "shares": shares})
+    return overheads.model_copy(update={**changes, "slowness": felt})
 
 
 def narrowed(jitter: JitterConfig | None, share: float) -> JitterConfig | None:
@@ -147,6 +154,4 @@ def slowness_note(slowness: Slowness | None) -> tuple[str, ...]:
         f"all software is slow together at times: by {percent:.0f} % (standard deviation of windows of "
         f"{slowness.window_ms:g} ms, as the first answers of their batches show)"
     )
-    parts = {"frontend": "the way to the batcher", "turnaround": "the turnaround"}
-    felt = [f"{name} feels {slowness.share(part):.2f} of it" for part, name in parts.items() if part in slowness.shares]
-    return ("; ".join([said, *felt]),)
+    return (f"{said}; the turnaround feels {slowness.share('turnaround'):.2f} of it",)

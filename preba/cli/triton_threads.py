@@ -39,8 +39,8 @@ __all__ = [
 
 IDLE_NS = 2_000_000
 """A slice that ended its batch so long ago has nothing left to do for it."""
-RETURNED_NS = 6_000_000
-"""So long after its last batch an instance is surely back."""
+RETURNED_NS = 12_000_000
+"""So long after its last batch an instance is back: turnarounds were seen to take 4 to 7 ms, and vary."""
 PAIRS_MIN = 60
 WINDOW_NS = 3_000_000
 BINS = 12
@@ -181,13 +181,15 @@ def head_waits_us(resolved: ResolvedScenario, records: Records, limit: int) -> N
     return np.concatenate(found) / 1e3 if found else np.empty(0)
 
 
-def last_waits_us(resolved: ResolvedScenario, records: Records, limit: int) -> NDArray[np.float64]:
+def last_waits_us(resolved: ResolvedScenario, records: Records) -> NDArray[np.float64]:
     """From schedule to execution of requests that completed a batch, where an instance had been idle for a while.
 
     With the last request of a preferred or a full batch the batcher waits no longer, however long its delay is.
     """
     batcher = resolved.models[0].config.batcher
-    complete = [*batcher.preferred_batch_size, limit] if isinstance(batcher, TritonBatcher) else [limit]
+    if not isinstance(batcher, TritonBatcher):
+        return np.empty(0)
+    complete = [*batcher.preferred_batch_size, batcher.max_batch_size]
     found = []
     for mine, instances in per_server(resolved, records):
         last = np.zeros(len(mine), dtype=np.bool_)
@@ -195,7 +197,7 @@ def last_waits_us(resolved: ResolvedScenario, records: Records, limit: int) -> N
         rows = np.unique(mine.batch_id, return_index=True)[1]
         starts, ends = np.sort(mine.execution_start_ns[rows]), np.sort(mine.execution_end_ns[rows])
         busy = np.searchsorted(starts, mine.issued_ns) - np.searchsorted(ends, mine.issued_ns - RETURNED_NS)
-        kept = last & (busy < instances) & np.isin(mine.batch_size, complete)
+        kept = last & (busy < instances) & np.isin(mine.batch_units, complete)
         found.append((mine.execution_start_ns - mine.scheduled_ns)[kept])
     return np.concatenate(found) / 1e3 if found else np.empty(0)
 

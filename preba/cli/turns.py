@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from preba.arrival_kinds import ClosedLoopArrivals
 from preba.batching.state import PENDING
 from preba.errors import ScenarioError
 from preba.records import Records, column_names
@@ -17,12 +18,12 @@ from preba.scenario.resolve import ResolvedScenario, resolve
 from preba.scenario.schema import Run
 from preba.trace import Trace
 from runtime.load.generator import lag_figures
-from runtime.load.run import Played, lag_warnings, live_result
+from runtime.load.run import Played, failure_warnings, lag_warnings, live_result
 
 __all__ = ["check_sections", "counted", "in_turns", "joined", "sections_note", "sections_of"]
 
 PAUSE_NS = 200_000_000
-"""Between the last answer of a section and the next section: queues are empty by then, simulated or not."""
+"""Between the last answer of a section and the next one: queues are empty by then, simulated too below capacity."""
 MOMENTS = (
     "scheduled_ns", "issued_ns", "preprocess_start_ns", "preprocess_end_ns", "enqueued_ns", "dispatched_ns",
     "execution_start_ns", "execution_end_ns", "completed_ns",
@@ -50,10 +51,12 @@ def check_sections(resolved: ResolvedScenario, sections: int) -> None:
     """
     if sections == 1:
         return
-    if any(not model.config.arrivals.mean_rate_rps() for model in resolved.models):
-        raise ScenarioError("--sections: needs open-loop arrivals of a known rate: a closed loop cannot be cut")
+    for model in resolved.models:
+        if isinstance(model.config.arrivals, ClosedLoopArrivals):
+            where = f"scenario.models[{model.index}].arrivals"
+            raise ScenarioError(f"{where}: --sections takes open loops; a closed loop has no times to cut it at")
     if resolved.scenario.events:
-        raise ScenarioError("--sections: a scenario with events is played in one piece, at the times of its events")
+        raise ScenarioError("scenario.events: with events --sections has to be 1, for they have times of the whole run")
 
 
 def sections_note(sections: int) -> tuple[str, ...]:
@@ -140,21 +143,26 @@ def joined(resolved: ResolvedScenario, trace: Trace, pieces: Sequence[tuple[Sect
     for _, played in pieces:
         for code, text, count in played.errors:
             errors[code, text] += count
+    failed = tuple((code, text, count) for (code, text), count in errors.most_common())
     return Played(
         result=live_result(resolved, records),
         trace=replace(trace, scheduled_ns=records.scheduled_ns),
         lag=lag,
-        warnings=(*lag_warnings(records, lag), *(text for _, played in pieces for text in beyond_lag(played))),
-        errors=tuple((code, text, count) for (code, text), count in errors.most_common()),
+        warnings=(
+            *lag_warnings(records, lag),
+            *dict.fromkeys(text for _, played in pieces for text in others(played)),
+            *failure_warnings(failed),
+        ),
+        errors=failed,
         queue_us=mean_of([(played.queue_us, int(played.result.records.served.sum())) for _, played in pieces]),
         stolen_percent=mean_of([(played.stolen_percent, played.result.end_ns) for _, played in pieces]),
     )
 
 
-def beyond_lag(played: Played) -> list[str]:
-    """Warnings of a section that are about something else than the generator's lag, which the whole run has anew."""
-    late = lag_warnings(played.result.records, played.lag)
-    return [text for text in played.warnings if text not in late]
+def others(played: Played) -> list[str]:
+    """Warnings of a section about something else than lag and failures, which are said of the whole run."""
+    anew = (*lag_warnings(played.result.records, played.lag), *failure_warnings(played.errors))
+    return [text for text in played.warnings if text not in anew]
 
 
 def joined_records(pieces: Sequence[Records], offsets_ns: Sequence[int]) -> Records:

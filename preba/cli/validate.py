@@ -52,7 +52,7 @@ def validate(
         typer.Option(
             min=1,
             help="Cut rehearsal and run into so many pieces and play them in turns, with pauses: on machines whose "
-            "speed drifts. Open loops only.",
+            "speed drifts. Open loops without events.",
         ),
     ] = 1,
     fresh: Annotated[int, typer.Option(min=0, help="Fresh draws of the same process simulated as well.")] = 5,
@@ -66,6 +66,8 @@ def validate(
     with errors_located(scenario):
         resolved = resolve(load_scenario(scenario, overrides or []), folder=scenario.parent)
     console = stderr_console()
+    if measured and sections > 1:
+        raise ScenarioError("--sections: with --measured nothing is played that could be cut")
     if measured:
         found, notes = with_measured(resolved, measured, fresh)
         if out is not None:

@@ -158,7 +158,7 @@ class Ready:
     delay_ns : int
         So long after its oldest request came.
     complete : frozenset of int
-        With its last request, if it has one of these sizes then.
+        With its last request, if it has so many units then.
     way_ns : int
         Either with so much more for the way to the batcher.
     """
@@ -168,11 +168,11 @@ class Ready:
     way_ns: int = 0
 
     def at_ns(
-        self, oldest_ns: NDArray[np.int64], newest_ns: NDArray[np.int64], size: NDArray[np.int32]
+        self, oldest_ns: NDArray[np.int64], newest_ns: NDArray[np.int64], units: NDArray[np.int32]
     ) -> NDArray[np.int64]:
         """Of batches whose first and last request came then."""
         found = oldest_ns + self.delay_ns
-        whole = np.isin(size, list(self.complete))
+        whole = np.isin(units, list(self.complete))
         return np.where(whole, np.minimum(found, newest_ns), found) + self.way_ns
 
 
@@ -221,7 +221,7 @@ def each_gap(
     np.minimum.at(oldest_ns, place, records.enqueued_ns)
     newest_ns = np.zeros(len(numbers), dtype=np.int64)
     np.maximum.at(newest_ns, place, records.enqueued_ns)
-    ready_ns = ready.at_ns(oldest_ns, newest_ns, records.batch_size[rows])
+    ready_ns = ready.at_ns(oldest_ns, newest_ns, records.batch_units[rows])
     expected_ns = _taken_ns(records) if profiles is None else _expected_ns(resolved, profiles, records)
     for slice_index in np.unique(records.slice_index[rows]):
         mine = np.flatnonzero(records.slice_index[rows] == slice_index)

@@ -87,9 +87,9 @@ class Overheads(StrictModel):
     response_next_jitter: JitterConfig | None = None
     """How ``response_next_us`` varies from answer to answer."""
     slowness: Slowness | None = None
-    """How slow all of the software is at times, beyond how each part varies by itself: ``frontend``, ``turnaround``,
-    ``response`` and ``response_next`` of a request are longer as it is when the request is due. Open loops only: when
-    a request of a closed loop is due is not known before."""
+    """How slow the software is at times, beyond how each part varies by itself: the ways there (``ingress_us``,
+    ``frontend_us``), turnaround and answers of a request are longer as it is when the request is due. Requests of
+    closed loops, of which that is not known before, feel nothing of it."""
 
     def jitters(self) -> tuple[JitterConfig, ...] | None:
         """Those of the parts of a trace's ``overhead_factor``, in their order; ``None`` where nothing varies."""

@@ -389,6 +389,11 @@ def lag_warnings(records: Records, lag: Mapping[str, float]) -> list[str]:
     return [said]
 
 
+def failure_warnings(errors: Sequence[tuple[str, str, int]]) -> list[str]:
+    """What to say of requests that failed: the most frequent reasons, as ``Played.errors`` has them."""
+    return [f"{count} requests failed: {code} {text}" for code, text, count in errors[:5]]
+
+
 def _warnings(
     observed: Observed, records: Records, lag: dict[str, float], errors: Sequence[tuple[str, str, int]]
 ) -> list[str]:
@@ -398,6 +403,4 @@ def _warnings(
     if observed.cut_short:
         pending = int((records.outcome == 4).sum())
         found.append(f"the run was cut short: {pending} requests have no outcome")
-    for code, text, count in errors[:5]:
-        found.append(f"{count} requests failed: {code} {text}")
-    return found
+    return [*found, *failure_warnings(errors)]

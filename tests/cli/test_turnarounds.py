@@ -23,18 +23,20 @@ def scenario(toy: Any) -> ResolvedScenario:
         "turnaround_us": TURNAROUND_US, "turnaround_jitter": {"kind": "gamma", "cv": 0.1},
         "slowness": {"window_ms": 40, "factors": drawn.tolist()},
     }  # fmt: skip
-    return toy.resolve(toy.scenario([model], partition="7x1g.5gb", server={"overheads": overheads}, requests=20_000))
+    return toy.resolve(toy.scenario([model], partition="7x1g.5gb", server={"overheads": overheads}, requests=60_000))
 
 
 def test_turnaround_is_found_although_slices_are_slow_together(toy: Any) -> None:
     """With what they have in common it comes nearer to the truth than as if each varied by itself."""
-    resolved = scenario(toy)
-    profiles = [model.profile for model in resolved.models]
-    run = as_played(simulate(resolved))
-    overheads = resolved.scenario.server.overheads
+    truth = scenario(toy)
+    profiles = [model.profile for model in truth.models]
+    played = resolve(truth.scenario.model_copy(update={"seed": 99}), folder=truth.folder)
+    run = as_played(simulate(played))
+    overheads = truth.scenario.server.overheads.model_copy(update={"turnaround_us": 2500.0})
+    resolved = resolve(with_overheads(truth.scenario, overheads), folder=truth.folder)
     wide = {"kind": "empirical", "factors": overheads.slowness.factors}
     each = overheads.model_validate({**overheads.model_dump(), "slowness": None, "turnaround_jitter": wide})
     alone = resolve(with_overheads(resolved.scenario, each), folder=resolved.folder)
     found_us, alone_us = (unbiased(known, profiles, run).turnaround_us for known in (resolved, alone))
     assert abs(found_us - TURNAROUND_US) < 0.5 * abs(alone_us - TURNAROUND_US)
-    assert abs(found_us - TURNAROUND_US) < 0.05 * TURNAROUND_US
+    assert abs(found_us - TURNAROUND_US) < 0.1 * TURNAROUND_US

@@ -15,7 +15,7 @@ from preba.records import Records, column_names
 from preba.scenario.draw import draw_scenario_trace
 from preba.scenario.resolve import ResolvedScenario
 from preba.trace import Trace
-from runtime.load.run import Played, lag_warnings
+from runtime.load.run import Played, failure_warnings, lag_warnings
 from sim.run import simulate
 
 POISSON = {"kind": "poisson", "rate_rps": 400.0}
@@ -35,8 +35,9 @@ def player(order: list[tuple[ResolvedScenario, Trace]]) -> Any:
         order.append((resolved, trace))
         result = simulate(resolved, trace=trace).result
         turn = len(order)
-        return Played(result, trace, {"p50_ms": 0.0, "p99_ms": 0.0}, ("odd",) if turn == 2 else (),
-                      (("UNAVAILABLE", "gone", turn),), 10.0 * turn, 0.5)  # fmt: skip
+        errors = (("UNAVAILABLE", "gone", turn),)
+        said = (*(("odd",) if turn == 2 else ()), *failure_warnings(errors))
+        return Played(result, trace, {"p50_ms": 0.0, "p99_ms": 0.0}, said, errors, 10.0 * turn, 0.5)
 
     return play
 
@@ -97,7 +98,7 @@ def test_what_sections_say_is_said_once(toy: Any) -> None:
     resolved = scenario(toy)
     (run,) = in_turns([resolved], 3, player([]))
     assert run.errors == (("UNAVAILABLE", "gone", 1 + 2 + 3),)
-    assert run.warnings == ("odd",)
+    assert run.warnings == ("odd", "6 requests failed: UNAVAILABLE gone")
     assert run.queue_us == pytest.approx(20.0, rel=0.1)
     assert run.stolen_percent == pytest.approx(0.5)
     trace = draw_scenario_trace(resolved)
@@ -110,7 +111,7 @@ def test_what_sections_say_is_said_once(toy: Any) -> None:
         pieces.append((part, Played(replace(result, records=late), part.trace, lag, said, (), None, None)))
     run = joined(resolved, trace, pieces)
     assert run.lag["p99_ms"] == 9.0
-    assert [text[:13] for text in run.warnings] == ["the generator", "odd", "odd"]
+    assert [text[:13] for text in run.warnings] == ["the generator", "odd"]
     assert run.queue_us is None
     assert run.stolen_percent is None
 
@@ -152,7 +153,7 @@ def test_closed_loops_and_events_are_played_in_one_piece(toy: Any) -> None:
     """Neither can be cut; one section is no cut."""
     closed = scenario(toy, {"kind": "closed_loop", "outstanding": 4})
     check_sections(closed, 1)
-    with pytest.raises(ScenarioError, match="open-loop"):
+    with pytest.raises(ScenarioError, match=r"models\[0\].arrivals: --sections takes open loops"):
         check_sections(closed, 2)
     failing = scenario(toy, events=[{"kind": "slice_fails", "at_s": 0.5, "slice": 0}])
     check_sections(failing, 1)

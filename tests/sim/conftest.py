@@ -171,6 +171,12 @@ def scenarios(draw: st.DrawFn, toy: Any) -> dict[str, Any]:
                 },
                 {"response_us": 400, "response_next_us": 130, "response_next_jitter": {"kind": "exponential"}},
                 {"response_request_us": 40, "response_next_us": 70},
+                {
+                    "frontend_us": 100,
+                    "turnaround_us": 300,
+                    "response_us": 50,
+                    "slowness": {"window_ms": 5, "factors": [0.2, 1.0, 3.0], "shares": {"response": 0.5}},
+                },
             ]
         )
     )

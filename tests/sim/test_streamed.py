@@ -99,6 +99,7 @@ def test_streamed_run_of_a_duration_with_failures_agrees(toy: Any, monkeypatch: 
                 "turnaround_us": 300, "turnaround_jitter": {"kind": "lognormal", "cv": 0.5},
                 "response_us": 900, "response_request_us": 100, "response_jitter": {"kind": "gamma", "cv": 1.0},
                 "response_next_us": 150, "response_next_jitter": {"kind": "exponential"},
+                "slowness": {"window_ms": 30, "factors": [0.5, 1.0, 3.0], "shares": {"turnaround": 0.5}},
             },
         },
         events=events,
