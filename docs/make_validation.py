@@ -19,7 +19,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from preba.batching.replay import play as play_batcher
@@ -334,8 +333,7 @@ def overheads_of(overheads: Overheads) -> dict[str, Any]:
         if (jitter := getattr(overheads, f"{name}_jitter")) is not None
     }  # fmt: skip
     if overheads.slowness is not None:
-        factors = np.array(overheads.slowness.factors)
-        varies["slowness"] = round(float(factors.std() / factors.mean()), 3)
+        varies["slowness"] = round(overheads.slowness.factor_cv(), 3)
     return {**found, "varies": varies}
 
 

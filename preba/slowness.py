@@ -49,6 +49,11 @@ class Slowness(StrictModel):
         parts: NDArray[np.float64] = np.maximum(1.0 + shares * (found[:, np.newaxis] - 1.0), 0.0)
         return parts
 
+    def factor_cv(self) -> float:
+        """Coefficient of variation of the factors."""
+        factors = np.array(self.factors)
+        return float(factors.std() / factors.mean())
+
     def share(self, part: str) -> float:
         """How much of it a part feels."""
         return next((share for name, share in self.shares.items() if name == part), 1.0)

@@ -101,7 +101,8 @@ def calibrate(
         threads = wakeup(resolved, seen.records)
     overheads, said = overheads_of(seen, prepared, gaps, threads)
     slowness = slow_times(seen.records) if seen.open else None
-    slowness = with_share(slowness, seen.records, "turnaround", gap_factors(seen))
+    if slowness is not None:
+        slowness = with_share(slowness, seen.records, "turnaround", gap_factors(seen))
     overheads = with_slowness(overheads, slowness)
     changes: dict[str, Any] = {
         "server": resolved.scenario.server.model_copy(update={"overheads": overheads}),

@@ -108,9 +108,8 @@ def with_share(slowness: Slowness | None, records: Records, part: str, found: Se
     if slow.var() <= 0:
         return slowness
     slope, offset = (float(value) for value in np.polyfit(slow, factors[kept], 1))
-    usual = (
-        offset + slope
-    )  # what it takes when nothing is slow: it may have been seen at slow times more than at others
+    # When nothing is slow: parts may have been seen at slow times more than at others.
+    usual = offset + slope
     share = min(max(slope / usual, 0.0), 1.0) if usual > 0 else 1.0
     return slowness.model_copy(update={"shares": {**slowness.shares, part: round(share, 3)}})
 
@@ -119,7 +118,7 @@ def with_slowness(overheads: Overheads, slowness: Slowness | None) -> Overheads:
     """Overheads that vary as far as before, part of it all together; one that varies less feels less of it."""
     if slowness is None:
         return overheads
-    spread = float(np.std(slowness.factors) / np.mean(slowness.factors))
+    spread = slowness.factor_cv()
     changes: dict[str, object] = {}
     shares: dict[str, float] = {part: slowness.share(part) for part in slowness.shares}
     for part in PARTS["overhead_factor"]:
@@ -148,10 +147,8 @@ def slowness_note(slowness: Slowness | None) -> tuple[str, ...]:
     """In words."""
     if slowness is None:
         return ()
-    factors = np.array(slowness.factors)
-    percent = 100.0 * float(factors.std() / factors.mean())
     said = (
-        f"all software is slow together at times: by {percent:.0f} % (standard deviation of windows of "
-        f"{slowness.window_ms:g} ms, as the first answers of their batches show)"
+        f"all software is slow together at times: by {100 * slowness.factor_cv():.0f} % (standard deviation of windows "
+        f"of {slowness.window_ms:g} ms, as the first answers of their batches show)"
     )
     return (f"{said}; the turnaround feels {slowness.share('turnaround'):.2f} of it",)

@@ -144,14 +144,17 @@ def per_server(resolved: ResolvedScenario, records: Records) -> Iterator[tuple[R
 
 def meets_idle(records: Records, instances: int) -> NDArray[np.bool_]:
     """Which requests came when an instance had been idle for a while and none waited for one; in order of arrival."""
-    rows = np.unique(records.batch_id, return_index=True)[1]
-    starts, ends = np.sort(records.execution_start_ns[rows]), np.sort(records.execution_end_ns[rows])
-    at_ns = records.issued_ns
-    busy = np.searchsorted(starts, at_ns) - np.searchsorted(ends, at_ns - IDLE_NS)
     begun = np.maximum.accumulate(records.execution_start_ns)
     before = np.concatenate([[np.iinfo(np.int64).min], begun[:-1]])
-    idle: NDArray[np.bool_] = (busy < instances) & (before < at_ns)
+    idle: NDArray[np.bool_] = (busy_instances(records, IDLE_NS) < instances) & (before < records.issued_ns)
     return idle
+
+
+def busy_instances(records: Records, rest_ns: int) -> NDArray[np.intp]:
+    """How many instances each of these requests met that executed a batch or had ended one less than that ago."""
+    rows = np.unique(records.batch_id, return_index=True)[1]
+    starts, ends = np.sort(records.execution_start_ns[rows]), np.sort(records.execution_end_ns[rows])
+    return np.searchsorted(starts, records.issued_ns) - np.searchsorted(ends, records.issued_ns - rest_ns)
 
 
 def idle_heads(records: Records, instances: int, early: Sequence[int]) -> NDArray[np.bool_]:
@@ -194,10 +197,8 @@ def last_waits_us(resolved: ResolvedScenario, records: Records) -> NDArray[np.fl
     for mine, instances in per_server(resolved, records):
         last = np.zeros(len(mine), dtype=np.bool_)
         last[len(mine) - 1 - np.unique(mine.batch_id[::-1], return_index=True)[1]] = True
-        rows = np.unique(mine.batch_id, return_index=True)[1]
-        starts, ends = np.sort(mine.execution_start_ns[rows]), np.sort(mine.execution_end_ns[rows])
-        busy = np.searchsorted(starts, mine.issued_ns) - np.searchsorted(ends, mine.issued_ns - RETURNED_NS)
-        kept = last & (busy < instances) & np.isin(mine.batch_units, complete)
+        idle = busy_instances(mine, RETURNED_NS) < instances
+        kept = last & idle & np.isin(mine.batch_units, complete)
         found.append((mine.execution_start_ns - mine.scheduled_ns)[kept])
     return np.concatenate(found) / 1e3 if found else np.empty(0)
 

@@ -156,8 +156,8 @@ def unbiased(
     return is overtaken by others. And where the batcher forms a batch only for a slice that has returned, its wake-up
     is in them, which is simulated itself. A simulation of the rehearsal has the same bias and knows the truth: the
     turnaround is changed until what is seen of it is the same, part by part if there are enough sizes of batches.
-    Gaps of lost wake-ups, the chance of which is known only so well, are left out of both. Slices that
-    are slow together overtake one another less: the simulation has that, too.
+    Gaps of lost wake-ups, the chance of which is known only so well, are left out of both. Slices that are slow
+    together overtake one another less: the simulation has that, too.
     """
     overheads = calibrated.scenario.server.overheads
     batcher = calibrated.models[0].config.batcher

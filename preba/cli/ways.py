@@ -21,23 +21,9 @@ from runtime.load.run import Played
 from runtime.placement import is_native
 
 __all__ = [
-    "ALONE_MIN",
-    "Answers",
-    "Gap",
-    "Ready",
-    "after_preprocessing_us",
-    "answers_after_batch",
-    "before_batcher_us",
-    "between",
-    "between_items_us",
-    "by_size",
-    "each_gap",
-    "execution_ratios",
-    "gaps_between_batches",
-    "timer_lateness_us",
-    "waited_for_worker",
-    "way_to_slice_us",
-    "way_under_load",
+    "ALONE_MIN", "Answers", "Gap", "Ready", "after_preprocessing_us", "answers_after_batch", "before_batcher_us",
+    "between", "between_items_us", "by_size", "each_gap", "execution_ratios", "gaps_between_batches",
+    "timer_lateness_us", "waited_for_worker", "way_to_slice_us", "way_under_load",
 ]  # fmt: skip
 
 ALONE_MIN = 30
