@@ -53,7 +53,7 @@ LONGER = {
     "triton-7-onoff": 5, "triton-7-onoff-busy": 6, "triton-3-delay-0": 4, "triton-1-delay-action": 8,
     "triton-3-delay-action": 4,
     "triton-1-reject": 2, "triton-3-reject": 8, "triton-1-bounded": 45, "triton-3-bounded": 4, "triton-1-overloaded": 8,
-    "triton-1-priorities": 6, "triton-3-priorities": 4, "triton-3-closed-loop": 3, "envoy-7-busy": 3,
+    "triton-1-priorities": 12, "triton-3-priorities": 4, "triton-3-closed-loop": 3, "envoy-7-busy": 3,
     "triton-7-preferred": 3, "preba-image": 3, "preba-image-dali": 3,
 }  # fmt: skip
 """How many times as long cases run whose intervals are wider than their limits in so short a time: lost wake-ups are
@@ -498,6 +498,7 @@ CLOSING = """## What is modelled and what is not
 | Triton's threads | a wake-up time and a share of races, measured under the load |
 | contention for this machine's two cores | in those means; in PREBA's pipelines preprocessing has a core pinned away |
 | contention that holds up several requests at once | as far as windows of 20 ms show it, not their queueing |
+| software's queue for cores that are 60 % busy and more | not: `triton-7-onoff-busy` shows what it costs |
 | how fast the machine itself is | as in the rehearsal; how much slower its software was in the run is in *hindsight* |
 | the load generator's own lag | its mean, in the way to the batcher; it is a column of the measured records |
 | GPU: memory bandwidth, clocks, PCIe | not measured yet: no GPU was at hand |

@@ -7,8 +7,8 @@ finishes a batch is back at the queue before the batcher wakes up) and then runs
 Read in triton-inference-server/core at 73aad7c (9 June 2026) and written anew: ``dynamic_batch_scheduler.cc``,
 ``scheduler_utils.cc``, ``payload.cc``, ``instance_queue.cc``, ``rate_limiter.cc``. Where this differs from the
 source: requests cannot be cancelled; threads wake at once, except that the batcher may be told to need some time for it
-and to win a share of its races with threads that come back; a batcher that the source lets spin on a request of another
-shape sleeps until the next event.
+and to win a share of its races with threads that come back, which are then late; a batcher that the source lets spin
+on a request of another shape sleeps until the next event.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from preba.batching.triton_layout import (
     P_TIMEOUT_NS,
     PAYLOAD_CLOSED,
     POLICY_ROW,
+    S_BATCHER_FIRST_LATE_NS,
     S_BATCHER_FIRST_PERMILLE,
     S_BATCHER_FIRST_SEED,
     S_DEFAULT_LEVEL,
@@ -49,6 +50,7 @@ from preba.batching.triton_layout import (
     TICK_NS,
     V_ASKING,
     V_AWAKE,
+    V_BACK_NS,
     V_BLOCKED,
     V_CLOSED,
     V_CURSOR_COUNT,
@@ -120,9 +122,16 @@ def triton_enqueue(state: BatcherState, now_ns: int, request: int) -> int:
     cursor_level = state.scalar[V_CURSOR_LEVEL]
     if level < cursor_level or (level == cursor_level and state.scalar[V_CURSOR_DELAYED] == 1):
         state.scalar[V_CURSOR_VALID] = 0
-    if slot_free(state) == 1 and (state.setting[S_EQUAL_SHAPE] == 1 or wants_arrival(state) == 1):
+    if slot_seen(state, now_ns) == 1 and (state.setting[S_EQUAL_SHAPE] == 1 or wants_arrival(state) == 1):
         state.scalar[V_NOTIFIED] = 1
     return SERVED
+
+
+def slot_seen(state: BatcherState, now_ns: int) -> int:
+    """1 when an arrival finds a slot free; an instance that the batcher overtook is not back for a while."""
+    if state.scalar[V_MISSED] == 1 and now_ns < state.scalar[V_BACK_NS]:
+        return 0
+    return slot_free(state)
 
 
 def level_of(state: BatcherState, request: int) -> int:
@@ -165,6 +174,7 @@ def triton_consumer_idle(state: BatcherState, now_ns: int, consumer: int) -> Non
             block(state, now_ns)
         roll(state, V_SWEEP_NS, now_ns)
         state.scalar[V_MISSED] = 1
+        state.scalar[V_BACK_NS] = now_ns + state.setting[S_BATCHER_FIRST_LATE_NS]
         return
     state.scalar[V_NOTIFIED] = 1
 

@@ -98,6 +98,11 @@ class TritonQuirks(StrictModel):
         description="batch ends at which the batcher runs before the backend thread is back; None: as measured with a "
         "queue policy or priorities (each is a lost wake-up), 0 without",
     )
+    batcher_first_late_us: NonNegativeInt = Field(
+        default=0,
+        description="how much later than others a backend thread is back that the batcher overtook; with a queue "
+        "policy or priorities an arrival before that does not wake the batcher either; preba validate measures it",
+    )
     batcher_first_seed: NonNegativeInt = Field(default=0, description="of the races' draws and of those of wake-ups")
     batcher_wakeup_us: NonNegativeInt = Field(
         default=0,
@@ -339,6 +344,7 @@ class TritonBatcher(StrictModel):
             t.S_RATE_LIMITED: int(self.rate_limiter.mode != "off"),
             t.S_COUNTER_DRIFT: int(self._counter_drift()),
             t.S_BATCHER_FIRST_PERMILLE: self.batcher_first_permille(),
+            t.S_BATCHER_FIRST_LATE_NS: self.quirks.batcher_first_late_us * NS_PER_US,
             t.S_BATCHER_FIRST_SEED: self.quirks.batcher_first_seed % (1 << 31),
             t.S_WAKE_NS: self.quirks.batcher_wakeup_us * NS_PER_US,
             t.S_WAKE_VARIES: int(self.quirks.batcher_wakeup_varies),

@@ -8,7 +8,8 @@ from typing import Any
 
 from preba.cli.closing import with_way
 from preba.cli.item_costs import Prepared, preprocessing_of
-from preba.cli.lines import PAIRS_MIN, Array, spread_of, steady_mean
+from preba.cli.late_returns import late_return, returning_late
+from preba.cli.lines import PAIRS_MIN, Array, Line, spread_of, steady_mean
 from preba.cli.seen import Seen
 from preba.cli.slow_times import slow_times, slowness_note, with_share, with_slowness
 from preba.cli.triton_threads import (
@@ -42,6 +43,7 @@ from preba.preprocessing import DaliSlicePreprocessing
 from preba.profile import LatencyProfile, profile_from_dict
 from preba.scenario.resolve import ResolvedScenario, resolve
 from preba.scenario.schema import Model, Overheads, Scenario
+from preba.units import ns_from_us
 from runtime.load.run import Played
 from sim.run import Simulation
 
@@ -248,9 +250,18 @@ def with_threads(seen: Seen, calibrated: Scenario, gaps: Gaps, threads: Wakeup |
     if race is not None and race.permille is not None:
         notes.append(race.text)
         calibrated = racing(calibrated, race)
-        calibrated, said = with_turnaround(seen, calibrated, gaps, "the batcher's wake-up is in what is seen")
-        calibrated, more = with_way(resolve(calibrated, folder=folder), rehearsed.trace, seen.records)
-        return calibrated, [*notes, *said, *more]
+        bare = calibrated
+        calibrated, said = with_returns(seen, calibrated, gaps)
+        overheads = calibrated.server.overheads
+        usual = Line(overheads.turnaround_us, overheads.turnaround_request_us, 0)
+        late = late_return(
+            resolve(calibrated, folder=folder), rehearsed.trace, seen.records,
+            usual.of, ns_from_us(overheads.frontend_us),
+        )  # fmt: skip
+        if late is not None:
+            calibrated, said = with_returns(seen, returning_late(bare, late.us), gaps)
+            said = [late.text, *said]
+        return calibrated, [*notes, *said]
     if triton.prefetching and triton.max_queue_delay_us > 0:
         known = resolve(calibrated, folder=folder)
         race = overtakings(known, rehearsed.trace, rehearsed.result.records, seen.limit)
@@ -265,6 +276,14 @@ def with_threads(seen: Seen, calibrated: Scenario, gaps: Gaps, threads: Wakeup |
         notes.append(race.text)
         calibrated = racing(calibrated, race)
     return calibrated, notes
+
+
+def with_returns(seen: Seen, calibrated: Scenario, gaps: Gaps) -> tuple[Scenario, list[str]]:
+    """The scenario with the turnaround and the way to a batcher that waits for instances, and what is said of them."""
+    calibrated, said = with_turnaround(seen, calibrated, gaps, "the batcher's wake-up is in what is seen")
+    known = resolve(calibrated, folder=seen.resolved.folder)
+    calibrated, more = with_way(known, seen.rehearsed.trace, seen.records)
+    return calibrated, [*said, *more]
 
 
 def with_turnaround(seen: Seen, calibrated: Scenario, gaps: Gaps, why: str) -> tuple[Scenario, list[str]]:

@@ -72,6 +72,7 @@ def tritons(draw: st.DrawFn) -> dict[str, Any]:
         policy = {"timeout_action": action, "default_timeout_us": draw(st.sampled_from([0, 5000]))}
         policy["allow_timeout_override"] = draw(st.booleans())
         config["default_queue_policy"] = {**policy, "max_queue_size": draw(st.sampled_from([0, 4]))}
+        config["quirks"] = {"batcher_first_late_us": draw(st.sampled_from([0, 900]))}
     elif regime == "levels":
         config["priority_levels"] = 2
         config["default_priority_level"] = 2

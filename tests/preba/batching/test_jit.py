@@ -157,7 +157,12 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
     "triton-policies": triton_case(preferred_batch_size=[4], max_queue_delay_us=5, **POLICIES),
     "triton-lost-wakeups": triton_case(
         default_queue_policy={"max_queue_size": 9},
-        quirks={"batcher_first_permille": 400, "batcher_first_seed": 7, "counter_drift": False},
+        quirks={
+            "batcher_first_permille": 400,
+            "batcher_first_late_us": 3,
+            "batcher_first_seed": 7,
+            "counter_drift": False,
+        },
     ),
     "triton-threads": triton_case(max_queue_delay_us=4, quirks={"batcher_first_permille": 400, "batcher_wakeup_us": 1}),
     "triton-wakeups": triton_case(

@@ -46,6 +46,7 @@ def configurations(draw: st.DrawFn) -> TritonBatcher:
             "batcher_wakeup_us": draw(st.sampled_from([0, 0, 400, 3000])),
             "batcher_wakeup_varies": draw(st.booleans()),
             "batcher_first_seed": draw(st.integers(0, 5)),
+            "batcher_first_late_us": draw(st.sampled_from([0, 0, 900])),
         },
         "server_version": draw(st.sampled_from(["23.04", "2.51", "source-2026-06"])),
     }

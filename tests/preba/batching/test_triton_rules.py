@@ -420,6 +420,22 @@ def test_triton_lost_wakeup_ends_with_an_admitted_arrival() -> None:
     assert offer(state, 61, 3) == [[1, 2, 3]]
 
 
+def test_triton_overtaken_instance_that_is_back_late_is_not_there_for_arrivals_before() -> None:
+    """They are taken in, but only one after it is back wakes the batcher; the tick does in any case."""
+    quirks = {"batcher_first_permille": 1000, "batcher_first_late_us": 800}
+    state = fresh(batcher(default_queue_policy={"max_queue_size": 8}, quirks=quirks))
+    offer(state, 0, 0)
+    offer(state, 0, 1)
+    assert finish(state, 60) == []
+    assert offer(state, 60.79, 2) == []
+    assert offer(state, 60.8, 3) == [[1, 2, 3]]
+    offer(state, 61, 4)
+    assert finish(state, 120) == []
+    assert offer(state, 120.5, 5) == []
+    assert brain.due_ns(state) == ns_from_ms(620)
+    assert tick(state, 620) == [[4, 5]]
+
+
 def test_triton_lost_wakeup_shows_what_was_measured_with_a_bounded_queue() -> None:
     """A bounded queue in overload serves the measured 50 of 133 requests/s, with gaps of 440 ms and a p99 over 1 s."""
     rates, tails = [], []
