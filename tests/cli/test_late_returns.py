@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from preba.cli.calibrating import calibrate
 from preba.cli.late_returns import late_return, returning_late, stood_still
 from preba.cli.lines import Line
 from preba.cli.redrawn import other_luck
+from preba.cli.triton_threads import overtakings, with_overheads
+from preba.scenario.draw import draw_scenario_trace
 from preba.scenario.resolve import ResolvedScenario, resolve
+from preba.scenario.schema import Overheads
 from runtime.load.run import Played
 from sim.run import simulate
 
@@ -24,9 +29,12 @@ LEVELS = {"priority_levels": 2, "default_priority_level": 2}
 
 def server(toy: Any, slices: int, rate_rps: float, requests: int = 30_000, **batcher: Any) -> ResolvedScenario:
     """A central Triton server with priorities, which waits for instances before it forms batches."""
-    partition, kind = {1: ("1x7g.40gb", "7g"), 3: ("3x1g.5gb", "1g")}[slices]
+    partition, kind = {1: ("1x7g.40gb", "7g"), 3: ("3x1g.5gb", "1g"), 7: ("7x1g.5gb", "1g")}[slices]
+    arrivals: dict[str, Any] = {"kind": "poisson", "rate_rps": rate_rps}
+    if slices == 7:
+        arrivals = {"kind": "onoff", "rate_on_rps": rate_rps, "mean_on_s": 0.1, "mean_off_s": 0.075}
     model = toy.model(
-        toy.profile({kind: {"1": 20, "8": 34}}, modality="tensor"), {"kind": "poisson", "rate_rps": rate_rps},
+        toy.profile({kind: {"1": 20, "8": 34}}, modality="tensor"), arrivals,
         sizes={"kind": "constant", "tensor_kb": 1}, batcher={"kind": "triton", "max_batch_size": 8, **batcher},
     )  # fmt: skip
     told = {"topology": "central", "overheads": OVERHEADS}
@@ -82,6 +90,31 @@ def test_instances_stand_still_only_where_a_wakeup_was_lost(toy: Any) -> None:
     assert shares[0] == 0.0
     assert 0.0 < shares[1] < shares[2]
     assert shares[2] == pytest.approx(0.28 * 0.5, abs=0.06)
+
+
+@pytest.mark.parametrize(("slices", "rate_rps", "tells"), [(3, 400.0, True), (7, 1500.0, False)])
+def test_ways_on_which_nobody_overtakes_are_not_taken_for_races(
+    toy: Any, slices: int, rate_rps: float, tells: bool
+) -> None:
+    """Requests that come in the order in which they were sent miss fewer batches, whoever is first."""
+    jitter = {"kind": "lognormal", "cv": 0.8}
+    plain = server(toy, slices, rate_rps, max_queue_delay_us=5000)
+    varying = Overheads.model_validate({**OVERHEADS, "frontend_us": 2500.0, "frontend_jitter": jitter})
+    plain = resolve(with_overheads(plain.scenario, varying), folder=plain.folder)
+    sent = draw_scenario_trace(plain)
+    come_ns = np.sort(sent.scheduled_ns + (2_500_000 * sent.overhead_factor[:, 0]).astype(np.int64))
+    model = plain.scenario.models[0]
+    model = model.model_copy(update={"batcher": model.batcher.with_quirks(batcher_first_permille=150)})
+    there = with_overheads(plain.scenario, varying.model_copy(update={"frontend_us": 0.0}))
+    known = resolve(there.model_copy(update={"models": (model,)}), folder=plain.folder)
+    records = simulate(known, trace=replace(sent, scheduled_ns=come_ns)).result.records
+    records = replace(records, issued_ns=sent.scheduled_ns, scheduled_ns=sent.scheduled_ns)
+    found = overtakings(plain, sent, records, 8)
+    if tells:
+        assert found.permille == pytest.approx(150, abs=60)
+    else:
+        assert found.permille is None
+        assert "on their way" in found.text
 
 
 def test_calibration_finds_it_and_leaves_what_the_scenario_says(toy: Any) -> None:
