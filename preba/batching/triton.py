@@ -7,8 +7,8 @@ finishes a batch is back at the queue before the batcher wakes up) and then runs
 Read in triton-inference-server/core at 73aad7c (9 June 2026) and written anew: ``dynamic_batch_scheduler.cc``,
 ``scheduler_utils.cc``, ``payload.cc``, ``instance_queue.cc``, ``rate_limiter.cc``. Where this differs from the
 source: requests cannot be cancelled; threads wake at once, except that the batcher may be told to need some time for it
-and to win a share of its races with threads that come back, which are then late; a batcher that the source lets spin
-on a request of another shape sleeps until the next event.
+and to win a share of its races with threads that come back, which it then does not see for a while, unless another one
+comes back meanwhile; a batcher that the source lets spin on a request of another shape sleeps until the next event.
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ def triton_enqueue(state: BatcherState, now_ns: int, request: int) -> int:
 
 
 def slot_seen(state: BatcherState, now_ns: int) -> int:
-    """1 when an arrival finds a slot free; an instance that the batcher overtook is not back for a while."""
-    if state.scalar[V_MISSED] == 1 and now_ns < state.scalar[V_BACK_NS]:
+    """1 when a slot is free other than of the one instance that the batcher overtook and that is not back yet."""
+    if state.scalar[V_MISSED] == 1 and now_ns < state.scalar[V_BACK_NS] and state.scalar[V_ASKING] <= 1:
         return 0
     return slot_free(state)
 
@@ -241,7 +241,7 @@ def triton_advance(state: BatcherState, now_ns: int) -> None:
     if state.scalar[V_SWEEP_NS] > now_ns:
         return
     roll(state, V_SWEEP_NS, now_ns)
-    if slot_free(state) == 1:
+    if slot_seen(state, now_ns) == 1:
         state.scalar[V_NOTIFIED] = 1
     elif state.setting[S_SWEEP] == 1:
         sweep(state, now_ns)
@@ -308,7 +308,7 @@ def triton_take_batch(state: BatcherState, now_ns: int) -> int:
 def batcher_run(state: BatcherState, now_ns: int) -> None:
     """Runs the batcher thread from a wake-up until it sleeps again."""
     if state.scalar[V_BLOCKED] == 1:
-        if slot_free(state) == 0:
+        if slot_seen(state, now_ns) == 0:
             return
         state.scalar[V_BLOCKED] = 0
         state.scalar[V_MISSED] = 0

@@ -100,8 +100,8 @@ class TritonQuirks(StrictModel):
     )
     batcher_first_late_us: NonNegativeInt = Field(
         default=0,
-        description="how much later than others a backend thread is back that the batcher overtook; with a queue "
-        "policy or priorities an arrival before that does not wake the batcher either; preba validate measures it",
+        description="with a queue policy or priorities: how much later than others a backend thread is back that the "
+        "batcher overtook; an arrival before that does not wake the batcher; preba validate measures it",
     )
     batcher_first_seed: NonNegativeInt = Field(default=0, description="of the races' draws and of those of wake-ups")
     batcher_wakeup_us: NonNegativeInt = Field(

@@ -17,8 +17,8 @@ S_BATCHER_FIRST_SEED = S_POLICY_FIRST + 9
 S_SWEEP = S_POLICY_FIRST + 10  # 1: expired requests are rejected while no slot is free (24.03 and later)
 S_INSTANCES = S_POLICY_FIRST + 11  # consumers per device; consumer c is instance c // devices of device c % devices
 S_WAKE_NS = S_POLICY_FIRST + 13  # the batcher runs so long after it is notified
-S_BATCHER_FIRST_LATE_NS = S_POLICY_FIRST + 15  # a consumer that the batcher overtook is back so much later
 S_WAKE_VARIES = S_POLICY_FIRST + 14  # 1: exponential about that mean, 0: always as long
+S_BATCHER_FIRST_LATE_NS = S_POLICY_FIRST + 15  # a slot that the batcher was not told of is not seen for so long
 S_INSTANCES_PER_CONSUMER = S_POLICY_FIRST + 12  # model instances one backend thread serves
 
 # Running values. The four that do not start from 0 are named in state.py.
@@ -37,8 +37,8 @@ V_RETURNS = V_POLICY_FIRST + 15  # times a consumer came back while requests wai
 V_WAKE_NS = V_POLICY_FIRST + 27  # when a batcher that has been notified will run, 0 = it has not been
 V_AWAKE = V_POLICY_FIRST + 28  # 1: that time has come
 V_WAKES = V_POLICY_FIRST + 29  # wake-ups so far
-V_BACK_NS = V_POLICY_FIRST + 30  # when a free slot that the batcher was not told of is there for arrivals too
 V_IDLING = V_POLICY_FIRST + 26  # 1: the batcher went to sleep because nothing waited
+V_BACK_NS = V_POLICY_FIRST + 30  # with V_MISSED: from when on that slot is seen, if it is the only one
 
 # The cursor: how far the last scan of the waiting requests came.
 V_CURSOR_VALID = V_POLICY_FIRST + 16

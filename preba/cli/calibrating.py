@@ -8,15 +8,14 @@ from typing import Any
 
 from preba.cli.closing import with_way
 from preba.cli.item_costs import Prepared, preprocessing_of
-from preba.cli.late_returns import late_return, returning_late
 from preba.cli.lines import PAIRS_MIN, Array, Line, spread_of, steady_mean
+from preba.cli.races import late_return, overtakings, returning_late, told_late
 from preba.cli.seen import Seen
 from preba.cli.slow_times import slow_times, slowness_note, with_share, with_slowness
 from preba.cli.triton_threads import (
     Wakeup,
     head_waits_us,
     last_waits_us,
-    overtakings,
     racing,
     taking,
     told_wakeup,
@@ -48,6 +47,8 @@ from runtime.load.run import Played
 from sim.run import Simulation
 
 __all__ = ["Calibration", "calibrate"]
+
+RETURN_ROUNDS = 2
 
 
 @dataclass(frozen=True)
@@ -250,17 +251,7 @@ def with_threads(seen: Seen, calibrated: Scenario, gaps: Gaps, threads: Wakeup |
     if race is not None and race.permille is not None:
         notes.append(race.text)
         calibrated = racing(calibrated, race)
-        bare = calibrated
         calibrated, said = with_returns(seen, calibrated, gaps)
-        overheads = calibrated.server.overheads
-        usual = Line(overheads.turnaround_us, overheads.turnaround_request_us, 0)
-        late = late_return(
-            resolve(calibrated, folder=folder), rehearsed.trace, seen.records,
-            usual.of, ns_from_us(overheads.frontend_us),
-        )  # fmt: skip
-        if late is not None:
-            calibrated, said = with_returns(seen, returning_late(bare, late.us), gaps)
-            said = [late.text, *said]
         return calibrated, [*notes, *said]
     if triton.prefetching and triton.max_queue_delay_us > 0:
         known = resolve(calibrated, folder=folder)
@@ -279,11 +270,26 @@ def with_threads(seen: Seen, calibrated: Scenario, gaps: Gaps, threads: Wakeup |
 
 
 def with_returns(seen: Seen, calibrated: Scenario, gaps: Gaps) -> tuple[Scenario, list[str]]:
-    """The scenario with the turnaround and the way to a batcher that waits for instances, and what is said of them."""
-    calibrated, said = with_turnaround(seen, calibrated, gaps, "the batcher's wake-up is in what is seen")
-    known = resolve(calibrated, folder=seen.resolved.folder)
-    calibrated, more = with_way(known, seen.rehearsed.trace, seen.records)
-    return calibrated, [*said, *more]
+    """The scenario with the turnaround, the way to a batcher that waits for instances, and how late overtaken ones are.
+
+    Each depends on the others a little: all are measured again with what was found of them first.
+    """
+    folder, trace = seen.resolved.folder, seen.rehearsed.trace
+    bare, said = calibrated, list[str]()
+    told = told_late(seen.triton) if seen.triton is not None else None
+    for _ in range(RETURN_ROUNDS):
+        calibrated, said = with_turnaround(seen, bare, gaps, "the batcher's wake-up is in what is seen")
+        calibrated, more = with_way(resolve(calibrated, folder=folder), trace, seen.records)
+        overheads = calibrated.server.overheads
+        usual = Line(overheads.turnaround_us, overheads.turnaround_request_us, 0)
+        known = resolve(calibrated, folder=folder)
+        way_ns = ns_from_us(overheads.frontend_us)
+        late = told or late_return(known, trace, seen.records, usual_ns=usual.of, way_ns=way_ns)
+        said = [late.text, *said, *more]
+        if told is not None or late.us == 0:
+            break
+        bare, calibrated = returning_late(bare, late.us), returning_late(calibrated, late.us)
+    return calibrated, said
 
 
 def with_turnaround(seen: Seen, calibrated: Scenario, gaps: Gaps, why: str) -> tuple[Scenario, list[str]]:

@@ -31,9 +31,9 @@ from preba.trace import Trace
 from sim.run import DEFAULT_ENGINE, Simulation, simulate
 
 __all__ = [
-    "IDLE_NS", "LATE_NS", "Race", "Wakeup", "delay_ns", "head_waits_us", "lost_wakeups", "overtakings",
-    "per_server", "racing", "taking", "told_wakeup", "wakeup", "wakeup_by_ones", "wakeups_by_gaps",
-    "with_overheads", "with_race",
+    "IDLE_NS", "LATE_NS", "Race", "Wakeup", "delay_ns", "head_waits_us", "lost_wakeups",
+    "monotone_falling", "per_server", "racing", "taking", "told_wakeup", "wakeup", "wakeup_by_ones", "wakeups_by_gaps",
+    "with_overheads", "with_race", "with_share_of_races",
     "with_wakeup", "without_wakeup",
 ]  # fmt: skip
 
@@ -48,8 +48,6 @@ TRIES_MIN = 50
 CLEAR_NS = 2_500_000
 LATE_NS = 2_000_000
 CONTRAST = 0.05
-RACES_SHARE = 0.5
-"""Of the requests left behind, those that the races account for where their share can be told from them."""
 GAPS_MIN = 25
 TICK_US = 500_000.0
 """After which a batcher that sleeps on looks by itself."""
@@ -404,7 +402,7 @@ def wakeups_by_gaps(
         The share is unknown where there are too few gaps, and 0 where they are the same whatever the share.
     """
     trace = draw_luck(calibrated, trace)
-    found = [gaps_us(_with_share(calibrated, trace, permille)) for permille in SHARES]
+    found = [gaps_us(with_share_of_races(calibrated, trace, permille)) for permille in SHARES]
     if min(len(gaps) for gaps in (seen_us, *found)) < GAPS_MIN:
         return Race(
             None,
@@ -423,69 +421,14 @@ def wakeups_by_gaps(
     return Race(permille, text)
 
 
-def monotone_falling(values: Sequence[float]) -> NDArray[np.float64]:
+def monotone_falling(values: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
     """Noisy values of what falls, made to fall: between the lowest so far and the highest to come."""
     found = np.asarray(values, dtype=np.float64)
     fallen: NDArray[np.float64] = (np.minimum.accumulate(found) + np.maximum.accumulate(found[::-1])[::-1]) / 2
     return fallen
 
 
-def _with_share(calibrated: ResolvedScenario, trace: Trace, permille: int) -> Simulation:
+def with_share_of_races(calibrated: ResolvedScenario, trace: Trace, permille: int) -> Simulation:
     """Simulates a trace with another share of races."""
     scenario = racing(calibrated.scenario, Race(permille, ""))
     return simulate(resolve(scenario, folder=calibrated.folder), engine=DEFAULT_ENGINE, trace=trace)
-
-
-def left_behind(resolved: ResolvedScenario, records: Records, limit: int) -> float:
-    """Share of batches with room that began although a request waited that did not join."""
-    behind = tries = 0
-    for mine, _ in per_server(resolved, records):
-        rows = np.unique(mine.batch_id, return_index=True)[1]
-        rows = rows[np.argsort(mine.execution_start_ns[rows], kind="stable")]
-        start_ns, oldest_ns = mine.execution_start_ns[rows], mine.issued_ns[rows]
-        later_ns = np.append(np.minimum.accumulate(oldest_ns[::-1])[::-1][1:], np.iinfo(np.int64).max)
-        room = mine.batch_size[rows] < limit
-        behind += int((room & (later_ns < start_ns - IDLE_NS)).sum())
-        tries += int(room.sum())
-    return behind / max(tries, 1)
-
-
-def overtakings(calibrated: ResolvedScenario, trace: Trace, records: Records, limit: int) -> Race:
-    """How often the batcher is first where batches wait for instances, from how many requests are left behind.
-
-    The measured share lies between those of simulations of the same trace with several shares of races. Requests that
-    are still on their way are left behind however the races end, in a simulation more of them: there they overtake one
-    another. Where most are, they do not tell how the races end.
-
-    Parameters
-    ----------
-    calibrated : ResolvedScenario
-        With everything else that was measured.
-    trace : Trace
-        Of the rehearsal.
-    records : Records
-        What was measured of it.
-    limit : int
-        Largest batch.
-    """
-    seen = left_behind(calibrated, records, limit)
-    trace = draw_luck(calibrated, trace)
-    behind = [left_behind(calibrated, _with_share(calibrated, trace, permille).result.records, limit)
-              for permille in SHARES]  # fmt: skip
-    falling = monotone_falling(behind)
-    never, always = falling[0], falling[-1]
-    if never - always < CONTRAST:
-        return Race(None, "Whether Triton's batcher overtakes the backend thread makes no difference here")
-    if always > (1.0 - RACES_SHARE) * never:
-        text = (
-            f"Whether Triton's batcher overtakes the backend thread does not show here: {100 * seen:.1f} % of batches "
-            f"with room left a request behind, {100 * never:.1f} % if it never does, but still {100 * always:.1f} % if "
-            "always: most are on their way"
-        )
-        return Race(None, text)
-    permille = round(float(np.interp(-seen, -falling, SHARES)))
-    text = (
-        f"Triton's batcher overtakes the backend thread at {permille / 10:g} % of batch ends: {100 * seen:.1f} % of "
-        f"batches with room left a request behind, {100 * never:.1f} % if it never does, {100 * always:.1f} % if always"
-    )
-    return Race(permille, text)

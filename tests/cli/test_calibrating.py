@@ -16,12 +16,12 @@ from preba.batching.state import REFUSED_TIMEOUT
 from preba.batching.triton_config import TritonQuirks
 from preba.cli.calibrating import calibrate, slowdown, slowed
 from preba.cli.lines import line_by_size, shifted, spread_of, steady_mean
+from preba.cli.races import overtakings
 from preba.cli.rehearsing import rehearsal
 from preba.cli.triton_threads import (
     Race,
     head_waits_us,
     lost_wakeups,
-    overtakings,
     wakeup,
     wakeup_by_ones,
     with_race,

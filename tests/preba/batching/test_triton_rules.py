@@ -436,6 +436,43 @@ def test_triton_overtaken_instance_that_is_back_late_is_not_there_for_arrivals_b
     assert tick(state, 620) == [[4, 5]]
 
 
+def late_of_two(**quirks: int) -> BatcherState:
+    """Two instances with a batch each and two requests that wait; the first has just been overtaken, for 50 ms."""
+    told = {"batcher_first_permille": 1000, "batcher_first_late_us": 50_000, **quirks}
+    state = fresh(batcher(default_queue_policy={"max_queue_size": 8}, quirks=told), consumers=2)
+    offer(state, 0, 0)
+    tick(state, 1)
+    offer(state, 2, 1)
+    tick(state, 3)
+    offer(state, 4, 2, 3)
+    assert finish(state, 60) == []
+    assert offer(state, 70, 4) == []
+    return state
+
+
+def test_triton_overtaken_instance_does_not_keep_another_one_from_its_batch() -> None:
+    """One that comes back while the first is still away wakes the batcher as usual."""
+    assert finish(late_of_two(), 80, 1) == [[2, 3, 4]]
+
+
+@pytest.mark.parametrize(("lost_ms", "woken_ms"), [(None, 1060), (700, 1560)])
+def test_triton_tick_does_not_see_an_instance_that_is_not_back(lost_ms: float | None, woken_ms: float) -> None:
+    """It is left to the next tick; a slice that is lost meanwhile and returns is late from then on."""
+    quirks = {"batcher_first_permille": 1000, "batcher_first_late_us": 600_000}
+    state = fresh(batcher(default_queue_policy={"max_queue_size": 8}, quirks=quirks))
+    offer(state, 0, 0)
+    offer(state, 0, 1)
+    assert finish(state, 60) == []
+    assert tick(state, 560) == []
+    if lost_ms is not None:
+        brain.consumer_lost(state, ns_from_ms(lost_ms), 0)
+        brain.consumer_up(state, ns_from_ms(lost_ms), 0)
+        assert taken(state, lost_ms) == []
+        assert tick(state, 1060) == []
+    assert brain.due_ns(state) == ns_from_ms(woken_ms)
+    assert tick(state, woken_ms) == [[1]]
+
+
 def test_triton_lost_wakeup_shows_what_was_measured_with_a_bounded_queue() -> None:
     """A bounded queue in overload serves the measured 50 of 133 requests/s, with gaps of 440 ms and a p99 over 1 s."""
     rates, tails = [], []
