@@ -154,11 +154,12 @@ def late_return(
     if ends < ENDS_MIN:
         return Late(0, f"{OVERTAKEN}: too few requests came about when it was due to tell how late it is; not at all")
     shares = np.zeros(len(LATE_US))
-    for place, us in enumerate(LATE_US):
-        for draw in range(DRAWS):
-            told = other_luck(returning_late(calibrated.scenario, us), draw)
-            known = resolve(told, folder=calibrated.folder)
-            run = simulate(known, engine=DEFAULT_ENGINE, trace=draw_luck(known, trace)).result.records
+    for draw in range(DRAWS):
+        scenario = other_luck(calibrated.scenario, draw)
+        drawn = draw_luck(resolve(scenario, folder=calibrated.folder), trace)
+        for place, us in enumerate(LATE_US):
+            known = resolve(returning_late(scenario, us), folder=calibrated.folder)
+            run = simulate(known, engine=DEFAULT_ENGINE, trace=drawn).result.records
             count, simulated = stood_still(known, run, usual_ns, way_ns)
             shares[place] += simulated / max(count, 1) / DRAWS
     rising = -monotone_falling(-shares)
@@ -187,9 +188,8 @@ def stood_still(
     found = still = 0
     for mine, _ in per_server(resolved, records):
         arrivals = np.sort(mine.issued_ns) + way_ns
-        rows, place = np.unique(mine.batch_id, return_index=True, return_inverse=True)[1:]
-        oldest_ns = np.full(len(rows), np.iinfo(np.int64).max)
-        np.minimum.at(oldest_ns, place, mine.issued_ns + way_ns)
+        rows = np.unique(mine.batch_id, return_index=True)[1]
+        oldest_ns = mine.issued_ns[rows] + way_ns
         start_ns, end_ns = mine.execution_start_ns[rows], mine.execution_end_ns[rows]
         usual = np.array([usual_ns(int(size)) for size in mine.batch_size[rows]], dtype=np.int64)
         ends = np.sort(end_ns)

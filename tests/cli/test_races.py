@@ -12,7 +12,7 @@ from preba.cli.calibrating import calibrate
 from preba.cli.lines import Line
 from preba.cli.races import late_return, left_behind, overtakings, stood_still
 from preba.cli.redrawn import other_luck
-from preba.cli.triton_threads import with_overheads
+from preba.cli.triton_threads import with_overheads, with_share_of_races
 from preba.jitter import LogNormalJitter
 from preba.scenario.draw import draw_scenario_trace
 from preba.scenario.resolve import ResolvedScenario, resolve
@@ -112,28 +112,19 @@ def test_ways_on_which_nobody_overtakes_are_not_taken_for_races(
     plain = resolve(with_overheads(plain.scenario, varying), folder=plain.folder)
     sent = draw_scenario_trace(plain)
     come_ns = np.sort(sent.scheduled_ns + (2_500_000 * sent.overhead_factor[:, 0]).astype(np.int64))
-    model = plain.scenario.models[0]
-    model = model.model_copy(update={"batcher": model.batcher.with_quirks(batcher_first_permille=150)})
     there = with_overheads(plain.scenario, varying.model_copy(update={"frontend_us": 0.0}))
-    known = resolve(there.model_copy(update={"models": (model,)}), folder=plain.folder)
-    records = simulate(known, trace=replace(sent, scheduled_ns=come_ns)).result.records
+    known = resolve(there, folder=plain.folder)
+    records = with_share_of_races(known, replace(sent, scheduled_ns=come_ns), 150).result.records
     records = replace(records, issued_ns=sent.scheduled_ns, scheduled_ns=sent.scheduled_ns)
     found = overtakings(plain, sent, records, 8)
     if tells:
         assert found.permille == pytest.approx(150, abs=60)
         return
     missed, tries = left_behind(known, records, 8)
-    always, more = left_behind(known, simulate(always_first(plain), trace=sent).result.records, 8)
+    always, more = left_behind(known, with_share_of_races(plain, sent, 1000).result.records, 8)
     assert missed / tries < always / more  # taken by itself that would mean that the batcher is first every time
     assert found.permille is None
     assert "on their way" in found.text
-
-
-def always_first(resolved: ResolvedScenario) -> ResolvedScenario:
-    """The same with a batcher that overtakes every thread."""
-    model = resolved.scenario.models[0]
-    model = model.model_copy(update={"batcher": model.batcher.with_quirks(batcher_first_permille=1000)})
-    return resolve(resolved.scenario.model_copy(update={"models": (model,)}), folder=resolved.folder)
 
 
 def test_calibration_finds_it_and_leaves_what_the_scenario_says(toy: Any) -> None:
