@@ -153,9 +153,21 @@ class Child:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface that nobody listens on at the moment."""
+    """Ports of the loopback interface that nobody listens on, kept from being given to anybody else for a while.
+
+    A connection to each one is closed from its side. Until the kernel forgets that (60 s), it gives the port to no
+    client and to no server that asks for any port; a server that asks for this one gets it (``SO_REUSEADDR``, which
+    Triton sets). Without this the port could be taken while Triton loads its models.
+    """
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
+        return [_reserved_port(stack.enter_context(socket.socket())) for _ in range(count)]
+
+
+def _reserved_port(listener: socket.socket) -> int:
+    """Any free port, with a connection to it that waits to be forgotten."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(1)
+    with socket.create_connection(listener.getsockname()):
+        listener.accept()[0].close()
+    return int(listener.getsockname()[1])
