@@ -49,12 +49,14 @@ PAGE = Path(__file__).parent / "validation.md"
 GOLDEN = Path(__file__).parents[1] / "tests" / "data" / "triton-golden.json"
 RUN_S = 32.0
 LONGER = {
-    "triton-1-delay-5": 4, "triton-1-delay-20": 4, "triton-1-preferred": 4, "triton-1-onoff": 10, "triton-3-onoff": 4,
-    "triton-7-onoff": 5, "triton-7-onoff-busy": 6, "triton-3-delay-0": 4, "triton-1-delay-action": 8,
-    "triton-3-delay-action": 4,
-    "triton-1-reject": 2, "triton-3-reject": 8, "triton-1-bounded": 45, "triton-3-bounded": 4, "triton-1-overloaded": 8,
-    "triton-1-priorities": 12, "triton-3-priorities": 4, "triton-3-closed-loop": 3, "envoy-7-busy": 3,
-    "triton-7-preferred": 3, "preba-image": 3, "preba-image-dali": 3,
+    "triton-1-delay-0": 7, "triton-1-delay-5": 6, "triton-1-delay-20": 4, "triton-1-delay-50": 2,
+    "triton-1-preferred": 4, "triton-1-onoff": 22, "triton-1-reject": 4, "triton-1-delay-action": 10,
+    "triton-1-priorities": 24, "triton-1-bounded": 45, "triton-1-overloaded": 8,
+    "triton-3-delay-0": 4, "triton-3-delay-5": 3, "triton-3-onoff": 8, "triton-3-reject": 8,
+    "triton-3-delay-action": 4, "triton-3-priorities": 6, "triton-3-bounded": 4, "triton-3-closed-loop": 3,
+    "triton-7-delay-0": 2, "triton-7-preferred": 3, "triton-7-onoff": 5, "triton-7-onoff-busy": 6,
+    "envoy-7-round-robin": 2, "envoy-7-busy": 3, "preba-image": 3, "preba-image-dali": 3, "preba-audio": 2,
+    "onnx-on-cpu": 4,
 }  # fmt: skip
 """How many times as long cases run whose intervals are wider than their limits in so short a time: lost wake-ups are
 rare and cost half a second, bursts are few, closed loops drift in and out of step with themselves."""
