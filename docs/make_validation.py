@@ -49,7 +49,7 @@ PAGE = Path(__file__).parent / "validation.md"
 GOLDEN = Path(__file__).parents[1] / "tests" / "data" / "triton-golden.json"
 RUN_S = 32.0
 LONGER = {
-    "triton-1-delay-0": 7, "triton-1-delay-5": 6, "triton-1-delay-20": 4, "triton-1-delay-50": 2,
+    "triton-1-delay-0": 7, "triton-1-delay-5": 4, "triton-1-delay-20": 4, "triton-1-delay-50": 2,
     "triton-1-preferred": 4, "triton-1-onoff": 22, "triton-1-reject": 4, "triton-1-delay-action": 10,
     "triton-1-priorities": 24, "triton-1-bounded": 45, "triton-1-overloaded": 8,
     "triton-3-delay-0": 4, "triton-3-delay-5": 3, "triton-3-onoff": 8, "triton-3-reject": 8,
