@@ -338,7 +338,8 @@ def overheads_of(overheads: Overheads) -> dict[str, Any]:
         if (jitter := getattr(overheads, f"{name}_jitter")) is not None
     }  # fmt: skip
     if overheads.slowness is not None:
-        varies["slowness"] = round(overheads.slowness.factor_cv(), 3)
+        common = {"slowness": overheads.slowness.factor_cv(), "preprocessing": overheads.slowness.preprocessing_cv()}
+        varies |= {name: round(cv, 3) for name, cv in common.items() if cv > 0}
     return {**found, "varies": varies}
 
 
@@ -626,9 +627,10 @@ def _cv(overheads: dict[str, Any], part: str) -> str:
 
 
 def _common(overheads: dict[str, Any]) -> str:
-    """How far all of them are slow together."""
-    found = overheads.get("varies", {}).get("slowness")
-    return "" if found is None else f"; all together ({found:.1f})"
+    """How far all of them are slow together, and how far preprocessing is."""
+    varies = overheads.get("varies", {})
+    said = {"slowness": "all together", "preprocessing": "preprocessing together"}
+    return "".join(f"; {text} ({varies[name]:.1f})" for name, text in said.items() if name in varies)
 
 
 def _next(overheads: dict[str, Any]) -> str:

@@ -24,6 +24,8 @@ class Slowness(StrictModel):
     window_ms: PositiveFloat
     factors: Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1)]
     """Of the overheads, by window; divided by their mean."""
+    preprocessing: tuple[NonNegativeFloat, ...] = ()
+    """Of preprocessing times, in the same windows, likewise; none: they are not slow together."""
     shares: dict[Literal["frontend", "turnaround", "response", "response_next"], NonNegativeFloat] = Field(
         default_factory=dict
     )
@@ -33,6 +35,13 @@ class Slowness(StrictModel):
     def _some_time(self) -> Slowness:
         if max(self.factors) == 0:
             raise ValueError("factors: at least one must be > 0")
+        if self.preprocessing and max(self.preprocessing) == 0:
+            raise ValueError("preprocessing: at least one must be > 0")
+        if self.preprocessing and len(self.preprocessing) != len(self.factors):
+            raise ValueError(
+                f"preprocessing: needs one factor for each of the {len(self.factors)} windows of factors, "
+                f"got {len(self.preprocessing)}"
+            )
         if ns_from_ms(self.window_ms) < 1:
             raise ValueError("window_ms: must be at least 0.000001")
         return self
@@ -42,18 +51,36 @@ class Slowness(StrictModel):
 
         Where the series begins is one draw, however many times there are.
         """
-        factors = np.array(self.factors)
-        windows = times_ns // ns_from_ms(self.window_ms) + int(rng.integers(len(factors)))
-        found = (factors / factors.mean())[windows % len(factors)]
+        found = self._series(self.factors, times_ns, rng)
         shares = np.array([self.share(part) for part in PARTS["overhead_factor"]])
         parts: NDArray[np.float64] = np.maximum(1.0 + shares * (found[:, np.newaxis] - 1.0), 0.0)
         return parts
 
+    def preprocessing_at(self, times_ns: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float64]:
+        """Factors of preprocessing times, float64[n]; with the same generator they begin where those of ``at`` do."""
+        return self._series(self.preprocessing or (1.0,), times_ns, rng)
+
+    def _series(
+        self, series: tuple[float, ...], times_ns: NDArray[np.int64], rng: np.random.Generator
+    ) -> NDArray[np.float64]:
+        factors = np.array(series)
+        windows = times_ns // ns_from_ms(self.window_ms) + int(rng.integers(len(factors)))
+        found: NDArray[np.float64] = (factors / factors.mean())[windows % len(factors)]
+        return found
+
     def factor_cv(self) -> float:
-        """Coefficient of variation of the factors."""
-        factors = np.array(self.factors)
-        return float(factors.std() / factors.mean())
+        """Coefficient of variation of the factors of overheads."""
+        return _cv(self.factors)
+
+    def preprocessing_cv(self) -> float:
+        """Coefficient of variation of the factors of preprocessing times, 0 without."""
+        return _cv(self.preprocessing) if self.preprocessing else 0.0
 
     def share(self, part: str) -> float:
         """How much of it a part feels."""
         return next((share for name, share in self.shares.items() if name == part), 1.0)
+
+
+def _cv(series: tuple[float, ...]) -> float:
+    factors = np.array(series)
+    return float(factors.std() / factors.mean())

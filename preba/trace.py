@@ -75,7 +75,7 @@ class StreamSpec:
     overhead_jitters : tuple of JitterConfig, optional
         As many as an ``overhead_factor`` has parts, in their order.
     slowness : Slowness, optional
-        Of all these overheads at once, where requests are due at known times.
+        Of all these overheads at once, and of preprocessing, where requests are due at known times.
     batch_units : int
         Batch dimension of every request.
     priority_shares : mapping of int to float, optional
@@ -281,7 +281,7 @@ def draw_columns(
         batch_units=np.full(count, spec.batch_units, dtype=np.int32),
         priority=_draw_priority(spec, count, rngs["priority"]),
         timeout_ns=np.full(count, spec.timeout_ns, dtype=np.int64),
-        preprocess_factor=draw_factors(spec.preprocess_jitter, rng=rngs["preprocess_jitter"], count=count),
+        preprocess_factor=_draw_preprocessing(spec, scheduled, rngs["preprocess_jitter"], seed),
         execution_factor=draw_factors(spec.execution_jitter, rng=rngs["execution_jitter"], count=count),
         overhead_factor=_draw_overheads(spec, scheduled, rngs, seed),
         balancer_draw=rngs["balancer"].random((count, 2)),
@@ -290,6 +290,16 @@ def draw_columns(
         refusal_backoff_ns=tuple(backoff),
         seed=seed,
     )
+
+
+def _draw_preprocessing(
+    spec: StreamSpec, scheduled: NDArray[np.int64], rng: np.random.Generator, seed: int
+) -> NDArray[np.float64]:
+    factors = draw_factors(spec.preprocess_jitter, rng=rng, count=len(scheduled))
+    if spec.slowness is None or not spec.slowness.preprocessing or isinstance(spec.arrivals, ClosedLoopArrivals):
+        return factors
+    # The windows of the overheads: what is slow there is slow here.
+    return factors * spec.slowness.preprocessing_at(scheduled, stream(seed, 0, "slowness"))
 
 
 def _draw_overheads(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from preba.cli.closing import with_way
@@ -11,7 +11,7 @@ from preba.cli.item_costs import Prepared, preprocessing_of
 from preba.cli.lines import PAIRS_MIN, Array, Line, spread_of, steady_mean
 from preba.cli.races import late_return, overtakings, returning_late, told_late
 from preba.cli.seen import Seen
-from preba.cli.slow_times import slow_times, slowness_note, with_share, with_slowness
+from preba.cli.slow_times import slow_times, slowness_note, with_share, with_slowness, without_common
 from preba.cli.triton_threads import (
     Wakeup,
     head_waits_us,
@@ -103,7 +103,9 @@ def calibrate(
     if threads is None and seen.native and not seen.closed:
         threads = wakeup(resolved, seen.records)
     overheads, said = overheads_of(seen, prepared, gaps, threads)
-    slowness = slow_times(seen.records) if seen.open else None
+    told = any(model.preprocess_jitter is not None for model in resolved.scenario.models)
+    slowness = slow_times(seen.records, () if told else prepared.items) if seen.open else None
+    prepared = replace(prepared, spread=without_common(prepared.spread, slowness))
     if slowness is not None:
         slowness = with_share(slowness, seen.records, "turnaround", gap_factors(seen))
     overheads = with_slowness(overheads, slowness)

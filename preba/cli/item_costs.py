@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ from runtime.profiling import this_machine
 
 __all__ = ["Prepared", "preprocessing_of"]
 
-BEND_LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+BEND_LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99, 1.0)
 """Quantiles of inputs' sizes between which their costs are averaged."""
 
 
@@ -51,6 +51,8 @@ class Prepared:
     spread : mapping of str to jitter config or None
         By modality.
     notes : tuple of str
+    items : sequence of (ns, factor)
+        When each input was preprocessed, and how long it took relative to what is usual for its size.
     """
 
     section: CpuPreprocessing | None
@@ -58,6 +60,7 @@ class Prepared:
     held_us: float
     spread: Mapping[str, JitterConfig | None]
     notes: tuple[str, ...]
+    items: Sequence[tuple[int, float]] = ()
 
 
 def preprocessing_of(seen: Seen) -> Prepared:
@@ -105,7 +108,8 @@ def preprocessing_of(seen: Seen) -> Prepared:
     if held_us > 0 and own_us.std() > 0:  # what varies from one input to the next varies here too, and is simulated
         left = max(1.0 - float(np.var(held_each_us(records, held_us)) / np.var(own_us)), 0.0)
         own_us = own_us.mean() + math.sqrt(left) * (own_us - own_us.mean())
-    return Prepared(section, own_us, held_us, spread, tuple(notes))
+    items = [item for cost in found.values() for item in cost.items]
+    return Prepared(section, own_us, held_us, spread, tuple(notes), items)
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,8 @@ class ItemCost:
         How much longer a worker takes that had nothing to do.
     spread : jitter config or None
     text : str
+    items : list of (ns, factor)
+        When each one was preprocessed, and how long it took relative to the others of its size.
     """
 
     section: Any
@@ -134,6 +140,7 @@ class ItemCost:
     rested_us: float
     spread: JitterConfig | None
     text: str
+    items: list[tuple[int, float]]
 
 
 def item_cost(seen: Seen, modality: str, sizes: Array, sized: NDArray[np.bool_], held_us: float) -> ItemCost | None:
@@ -178,8 +185,9 @@ def item_cost(seen: Seen, modality: str, sizes: Array, sized: NDArray[np.bool_],
     section = kind.model_validate({**figures, "bends": bends})
     expected_us = np.maximum(took_us - residual_us + held_us, 1.0)
     said = f"{fixed_us + held_us:.0f} us and {line.slope_us:.0f} us per {unit}; {text}"
-    spread = spread_of((took_us + held_each_us(records, held_us)[mine]) / expected_us)
-    return ItemCost(section, mine, transfer_us, later_us, rested_us, spread, said)
+    factors = (took_us + held_each_us(records, held_us)[mine]) / expected_us
+    items = list(zip(records.preprocess_start_ns[mine].tolist(), factors.tolist(), strict=True))
+    return ItemCost(section, mine, transfer_us, later_us, rested_us, spread_of(factors), said, items)
 
 
 def held_each_us(records: Records, held_us: float) -> Array:

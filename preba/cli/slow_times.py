@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from preba.cli.disturbances import first_answers_us
 from preba.cli.lines import PAIRS_MIN, Array, steady_mean, without_stalls
@@ -17,7 +18,7 @@ from preba.scenario.schema import Overheads
 from preba.slowness import Slowness
 from preba.trace_table import PARTS
 
-__all__ = ["narrowed", "slow_times", "slowness_note", "with_share", "with_slowness"]
+__all__ = ["narrowed", "slow_times", "slowness_note", "with_share", "with_slowness", "without_common"]
 
 WINDOW_NS = 20_000_000
 """A few batches end in it: what lasts for less is in how each of them varies by itself."""
@@ -28,27 +29,49 @@ Seen: TypeAlias = tuple[int, float]
 """When something was seen, and how long it took relative to what is usual."""
 
 
-def slow_times(records: Records) -> Slowness | None:
-    """How slow the software was in one window of time after the other.
+def slow_times(records: Records, items: Sequence[Seen] = ()) -> Slowness | None:
+    """How slow the software, and preprocessing, were in one window of time after the other.
 
-    Measured where every batch shows it: from its end to its first answer, relative to the mean of its size. Of what
-    a window's batches deviate together, part is chance; it is the smaller the more they are. So their mean is drawn
-    towards 1 as far as leaves the variance of windows at the covariance of batches that share one.
+    Measured where every batch shows it: from its end to its first answer, relative to the mean of its size; and by what
+    each input took to preprocess, relative to others of its size.
 
     Parameters
     ----------
     records : Records
         Of a rehearsal, served.
+    items : sequence of (ns, factor)
+        When inputs were preprocessed, and how long they took relative to what is usual.
 
     Returns
     -------
     Slowness or None
-        ``None`` where batches that end together are not slow together, or are too few.
+        ``None`` where neither batches that end together nor inputs that are preprocessed together are slow together.
     """
     ended_ns, factors = relative_answers(records)
+    if len(factors) == 0:
+        return None
+    windows = int((ended_ns.max() - ended_ns.min()) // WINDOW_NS) + 1
+    overheads = in_windows((ended_ns - ended_ns.min()) // WINDOW_NS, factors, windows)
+    preprocessing = None
+    if items:
+        at_ns, took = np.array([at for at, _ in items]), np.array([factor for _, factor in items])
+        kept = took <= without_stalls(took).max()
+        window = ((at_ns[kept] - ended_ns.min()) // WINDOW_NS).clip(0, windows - 1)
+        preprocessing = in_windows(window, took[kept] / took[kept].mean(), windows)
+    if overheads is None and preprocessing is None:
+        return None
+    return Slowness(window_ms=WINDOW_NS / 1e6, factors=overheads or (1.0,) * windows, preprocessing=preprocessing or ())
+
+
+def in_windows(window: NDArray[np.int64], factors: Array, windows: int) -> tuple[float, ...] | None:
+    """A factor for each window; ``None`` where what shares one is not slow together, or is too little.
+
+    Of what a window's batches deviate together, part is chance; it is the smaller the more they are. So their mean is
+    drawn towards 1 as far as leaves the variance of windows at the covariance of batches that share one. Windows
+    without any have what lies between their neighbours.
+    """
     if len(factors) < PAIRS_MIN:
         return None
-    window = (ended_ns - ended_ns.min()) // WINDOW_NS
     count, total = np.bincount(window), np.bincount(window, weights=factors - 1.0)
     squares = np.bincount(window, weights=(factors - 1.0) ** 2)
     pairs = float((count * (count - 1)).sum())
@@ -58,12 +81,9 @@ def slow_times(records: Records) -> Slowness | None:
     known = np.flatnonzero(count)
     chance = max(float(squares.sum()) / len(factors) - common, 0.0) / count[known]
     seen = 1.0 + total[known] / count[known] * np.sqrt(common / (common + chance))
-    series = np.interp(np.arange(len(count)), known, seen)
+    series = np.interp(np.arange(windows), known, seen)
     mean = float(np.average(series[known], weights=count[known]))
-    return Slowness(
-        window_ms=WINDOW_NS / 1e6,
-        factors=tuple(round(float(factor), 4) for factor in np.maximum(series / mean, LEAST)),
-    )
+    return tuple(round(float(factor), 4) for factor in np.maximum(series / mean, LEAST))
 
 
 def relative_answers(records: Records) -> tuple[np.ndarray, Array]:
@@ -127,11 +147,27 @@ def with_slowness(overheads: Overheads, slowness: Slowness | None) -> Overheads:
         share = min(slowness.share(part), own / spread) if spread > 0 else 0.0
         if share < slowness.share(part):
             shares[part] = math.floor(1e3 * share) / 1e3
-        common = (share * spread) ** 2
-        left = math.sqrt(max(own**2 - common, 0.0) / (own**2 * (1.0 + common))) if own > 0 else 1.0
-        changes[f"{part}_jitter"] = narrowed(jitter, left)
+        changes[f"{part}_jitter"] = narrowed(jitter, own_share(own, share * spread))
     felt = Slowness.model_validate({**slowness.model_dump(), "shares": shares})
     return overheads.model_copy(update={**changes, "slowness": felt})
+
+
+def without_common(
+    spreads: Mapping[str, JitterConfig | None], slowness: Slowness | None
+) -> dict[str, JitterConfig | None]:
+    """Spreads of preprocessing by modality, as far as they are not of times when all of it is slow."""
+    if slowness is None or not slowness.preprocessing:
+        return dict(spreads)
+    common = slowness.preprocessing_cv()
+    return {
+        kind: jitter if jitter is None else narrowed(jitter, own_share(jitter.factor_cv(), common))
+        for kind, jitter in spreads.items()
+    }
+
+
+def own_share(own: float, common: float) -> float:
+    """How much narrower a spread is without its common part, so that both together vary as before."""
+    return math.sqrt(max(own**2 - common**2, 0.0) / (own**2 * (1.0 + common**2))) if own > 0 else 1.0
 
 
 def narrowed(jitter: JitterConfig | None, share: float) -> JitterConfig | None:
@@ -147,8 +183,16 @@ def slowness_note(slowness: Slowness | None) -> tuple[str, ...]:
     """In words."""
     if slowness is None:
         return ()
-    said = (
-        f"all software is slow together at times: by {100 * slowness.factor_cv():.0f} % (standard deviation of windows "
-        f"of {slowness.window_ms:g} ms, as the first answers of their batches show)"
-    )
-    return (f"{said}; the turnaround feels {slowness.share('turnaround'):.2f} of it",)
+    notes: list[str] = []
+    windows = f"standard deviation of windows of {slowness.window_ms:g} ms"
+    if slowness.factor_cv() > 0:
+        notes.append(
+            f"all software is slow together at times: by {100 * slowness.factor_cv():.0f} % ({windows}, as the first "
+            f"answers of their batches show); the turnaround feels {slowness.share('turnaround'):.2f} of it"
+        )
+    if slowness.preprocessing:
+        notes.append(
+            f"preprocessing is slow for a while at times: by {100 * slowness.preprocessing_cv():.0f} % ({windows}, as "
+            "inputs of one size show)"
+        )
+    return tuple(notes)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from preba.cli.slow_times import narrowed, slow_times, slowness_note, with_share, with_slowness
+from preba.cli.slow_times import narrowed, slow_times, slowness_note, with_share, with_slowness, without_common
 from preba.jitter import EmpiricalJitter, GammaJitter
 from preba.records import Records
 from preba.scenario.schema import Overheads
@@ -122,6 +122,35 @@ def test_how_much_a_part_feels_is_found(toy: Any, share: float) -> None:
     assert f"the turnaround feels {felt.share('turnaround'):.2f} of it" in slowness_note(felt)[0]
     assert with_share(found, records, "turnaround", seen[:20]) == found
     assert with_share(None, records, "turnaround", seen) is None
+
+
+@pytest.mark.parametrize("cv", [0.0, 0.15, 0.3])
+def test_times_of_slow_preprocessing_are_found_beside_those_of_answers(toy: Any, cv: float) -> None:
+    """As far apart as they are beyond what each input takes by itself, and in the windows of the answers."""
+    records = server(toy, slowness=None)
+    rng = np.random.default_rng(9)
+    true = series(cv, lasting=1) if cv else None
+    at_ns = records.scheduled_ns
+    windows = (at_ns - records.execution_end_ns.min()).clip(0) // 20_000_000
+    common = np.ones(len(at_ns)) if true is None else np.array(true.factors)[windows] / np.mean(true.factors)
+    items = list(zip(at_ns.tolist(), (common * rng.gamma(25.0, 0.04, len(at_ns))).tolist(), strict=True))
+    found = slow_times(records, items)
+    if true is None:
+        assert found is None
+        return
+    assert found is not None
+    assert found.factor_cv() == 0.0
+    assert found.preprocessing_cv() == pytest.approx(np.std([common[windows == w][0] for w in set(windows)]), rel=0.15)
+    assert np.corrcoef(np.array(found.preprocessing)[windows], common)[0, 1] > 0.9
+    own = EmpiricalJitter(kind="empirical", factors=tuple(np.random.default_rng(1).gamma(4.0, 0.25, 400).tolist()))
+    left = without_common({"image": own, "audio": None}, found)
+    both = (1 + found.preprocessing_cv() ** 2) * (1 + left["image"].factor_cv() ** 2) - 1
+    assert both == pytest.approx(own.factor_cv() ** 2, rel=1e-6)
+    assert left["audio"] is None
+    assert without_common({"image": own}, None) == {"image": own}
+    (said,) = slowness_note(found)
+    assert said.startswith(f"preprocessing is slow for a while at times: by {100 * found.preprocessing_cv():.0f} % ")
+    assert slow_times(records, items[:50]) is None
 
 
 def test_narrowed_spread_keeps_its_mean() -> None:

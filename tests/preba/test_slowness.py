@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -48,9 +49,19 @@ def test_windows_follow_one_another_and_begin_again() -> None:
     assert begins == {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize("wrong", [{"factors": ()}, {"factors": (0.0,)}, {"factors": (-1.0,)}, {"window_ms": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"factors": ()},
+        {"factors": (0.0,)},
+        {"factors": (-1.0,)},
+        {"window_ms": 0},
+        {"preprocessing": (0.0,)},
+        {"preprocessing": (1.0, 1.0)},
+    ],
+)
 def test_series_without_a_time_or_a_window_are_refused(wrong: dict[str, Any]) -> None:
-    """Nothing, nothing but zeros, something below zero, and no window."""
+    """Nothing, nothing but zeros, something below zero, no window, and another number of windows."""
     with pytest.raises(ValidationError):
         Slowness.model_validate({"window_ms": 20, "factors": (1.0,), **wrong})
 
@@ -80,6 +91,21 @@ def test_a_part_may_feel_less_of_it() -> None:
         Slowness.model_validate({"window_ms": 20, "factors": (1.0,), "shares": {"dispatch": 1.0}})
 
 
+def test_preprocessing_is_slow_in_the_windows_of_the_overheads() -> None:
+    """Its own series, beginning where theirs does; how each input varies by itself stays the same draw."""
+    both = SERIES.model_copy(update={"preprocessing": (4.0, 1.0, 1.0, 2.0)})
+    alone, felt = draw(spec()), draw(spec(slowness=both))
+    assert np.array_equal(felt.overhead_factor, alone.overhead_factor)
+    assert (alone.preprocess_factor == 1.0).all()
+    windows = np.searchsorted([0.5, 0.8, 1.5], felt.overhead_factor[:, 0])
+    assert felt.preprocess_factor == pytest.approx(np.array([2.0, 0.5, 0.5, 1.0])[windows])
+    varied = replace(spec(slowness=both), preprocess_jitter=VARIES[0])
+    own = draw(replace(varied, slowness=None)).preprocess_factor
+    assert draw(varied).preprocess_factor == pytest.approx(own * felt.preprocess_factor)
+    pieces = draw_chunks([varied], seed=1, requests=2000, duration_ns=None, rate_changes=[], chunk=300)
+    assert np.array_equal(np.concatenate([piece.preprocess_factor for piece in pieces]), draw(varied).preprocess_factor)
+
+
 def test_models_of_one_machine_are_slow_together() -> None:
     """One series for all of them, and another beginning with another seed."""
     trace = draw(spec(), spec())
@@ -99,4 +125,5 @@ def test_pieces_of_a_run_are_as_slow_as_the_whole() -> None:
 def test_closed_loops_have_no_times_to_be_slow_at() -> None:
     """When their requests are due is not known before: overheads are as without."""
     loop = ClosedLoopArrivals(kind="closed_loop", outstanding=4)
-    assert draw(spec(loop)).equals(draw(spec(loop, slowness=None)))
+    both = SERIES.model_copy(update={"preprocessing": (1.0, 2.0, 3.0, 6.0)})
+    assert draw(spec(loop, slowness=both)).equals(draw(spec(loop, slowness=None)))
