@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from accel.measure import line_through
 from accel.work import beyond_line_us
-from preba.cli.lines import Array, spread_of, steady_mean
+from preba.cli.lines import Array, spread_of, steady_mean, without_stalls
 from preba.cli.seen import Seen
 from preba.cli.ways import (
     ALONE_MIN,
@@ -105,8 +105,9 @@ def preprocessing_of(seen: Seen) -> Prepared:
     )
     spread = {modality: cost.spread for modality, cost in found.items()}
     own_us = before_us[free]
-    if held_us > 0 and own_us.std() > 0:  # what varies from one input to the next varies here too, and is simulated
-        left = max(1.0 - float(np.var(held_each_us(records, held_us)) / np.var(own_us)), 0.0)
+    varies = without_stalls(own_us).var()
+    if held_us > 0 and varies > 0:  # what varies from one input to the next varies here too, and is simulated
+        left = max(1.0 - without_stalls(held_each_us(records, held_us)).var() / varies, 0.0)
         own_us = own_us.mean() + math.sqrt(left) * (own_us - own_us.mean())
     items = [item for cost in found.values() for item in cost.items]
     return Prepared(section, own_us, held_us, spread, tuple(notes), items)
