@@ -487,9 +487,9 @@ the errors of a simulation with what was measured in the compared run itself: an
 rehearsal that differed from the run. Where it was measured, it also says how much slower the machine's software was
 in the run, from the ends of batches to their first answers. A case is repeated up to twice where that is more than
 {drift:g} % for certain, or where the host of this virtual machine took more than {stolen:g} % of it; the calmest run
-counts, whatever its errors. Cases with an interval wider than its limit were run again, up to seven times as long, and
-the longer run counts where it was calm. (What a run measured of itself is known less well than its error: throughput to
-1 to 7 %, for random arrivals do not come at the same rate in another run.)
+counts, whatever its errors. Cases with an interval wider than its limit were run again, longer, and the longer run
+counts where it was calm. What a run measured of itself is known less well than its error: arrivals that are random do
+not come at the same rate in another run.
 
 Loads are 50 to 60 % of what full batches carry, 70 % with priorities, with a bounded queue of one instance, in closed
 loops and in `envoy-7-busy`, 110 % where requests are refused for their age, 120 % in `triton-3-bounded` and
@@ -505,6 +505,7 @@ CLOSING = """## What is modelled and what is not
 | execution | the measured profile, scaled to what it takes under the load, and how it varies there |
 | overheads | where they happen, lines in the batch's size and their spread, under the load |
 | what overheads have in common | the answers of a batch; times at which all software is slow, as in the rehearsal |
+| preprocessing | its cost by size, how it varies, and times at which it is slow, as in the rehearsal |
 | Triton's threads | a wake-up time, a share of races and what they cost, measured under the load |
 | contention for this machine's two cores | in those means; in PREBA's pipelines preprocessing has a core pinned away |
 | contention that holds up several requests at once | as far as windows of 20 ms show it, not their queueing |
@@ -558,7 +559,7 @@ def _wide(every: dict[str, Any]) -> list[str]:
         if (metrics := [
             str(row["metric"]).removeprefix("latency ")
             for row in data["rows"]
-            if row["metric"] in METRICS and (row.get("error_half_percent") or 0.0) > (row["limit_percent"] or math.inf)
+            if row["metric"] in METRICS and (_half(row) or 0.0) > (row["limit_percent"] or math.inf)
         ])
     ]  # fmt: skip
     return [f"Intervals are wider than the limit in {'; '.join(found)}.\n"] if found else []
@@ -571,12 +572,18 @@ def _count(requests: int | None) -> str:
 def _cell(row: dict[str, Any]) -> str:
     if row["error_percent"] is None:
         return "–"
-    half, interval = row.get("error_half_percent"), row["measured_ci95"]
-    if half is None and interval is not None and row["measured"]:
-        half = 50 * (interval[1] - interval[0]) / row["measured"]
+    half = _half(row)
     around = "" if half is None else f" (±{half:.1f})"
     text = f"{row['error_percent']:+.1f}{around}"
     return {"missed": f"**{text}**", "unsure": f"_{text}_"}.get(row["verdict"], text)
+
+
+def _half(row: dict[str, Any]) -> float | None:
+    """Half the interval of an error, in percent; of the measured figure where that of the error is not known."""
+    half, interval = row.get("error_half_percent"), row["measured_ci95"]
+    if half is None and interval is not None and row["measured"]:
+        half = 50 * (interval[1] - interval[0]) / row["measured"]
+    return None if half is None else float(half)
 
 
 def _unexplained(every: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Times at which all of the serving software is slow at once: measured, and met again in their order."""
+"""Times at which the serving software, or preprocessing, is slow at once: measured, and met again in their order."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from preba.cli.item_costs import Prepared, preprocessing_of
 from preba.cli.lines import PAIRS_MIN, Array, Line, spread_of, steady_mean
 from preba.cli.races import late_return, overtakings, returning_late, told_late
 from preba.cli.seen import Seen
-from preba.cli.slow_times import slow_times, slowness_note, with_share, with_slowness, without_common
+from preba.cli.slow_times import slow_times, slowness_note, with_preprocessing, with_share, with_slowness
 from preba.cli.triton_threads import (
     Wakeup,
     head_waits_us,
@@ -105,7 +105,10 @@ def calibrate(
     overheads, said = overheads_of(seen, prepared, gaps, threads)
     told = any(model.preprocess_jitter is not None for model in resolved.scenario.models)
     slowness = slow_times(seen.records, () if told else prepared.items) if seen.open else None
-    prepared = replace(prepared, spread=without_common(prepared.spread, slowness))
+    if told and prepared.items:
+        notes.append("a model has its own preprocess_jitter: times of slow preprocessing are not measured")
+    spread, slowness = with_preprocessing(prepared.spread, slowness)
+    prepared = replace(prepared, spread=spread)
     if slowness is not None:
         slowness = with_share(slowness, seen.records, "turnaround", gap_factors(seen))
     overheads = with_slowness(overheads, slowness)

@@ -33,7 +33,7 @@ from runtime.profiling import this_machine
 __all__ = ["Prepared", "preprocessing_of"]
 
 BEND_LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99, 1.0)
-"""Quantiles of inputs' sizes between which their costs are averaged."""
+"""Quantiles of inputs' sizes between which their costs are averaged, those with enough inputs above them."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Prepared:
         By modality.
     notes : tuple of str
     items : sequence of (ns, factor)
-        When each input was preprocessed, and how long it took relative to what is usual for its size.
+        When each input was due, and how long it took relative to what is usual for its size.
     """
 
     section: CpuPreprocessing | None
@@ -108,7 +108,8 @@ def preprocessing_of(seen: Seen) -> Prepared:
     varies = without_stalls(own_us).var()
     if held_us > 0 and varies > 0:  # what varies from one input to the next varies here too, and is simulated
         left = max(1.0 - without_stalls(held_each_us(records, held_us)).var() / varies, 0.0)
-        own_us = own_us.mean() + math.sqrt(left) * (own_us - own_us.mean())
+        centre_us = steady_mean(own_us)
+        own_us = centre_us + math.sqrt(left) * (own_us - centre_us)
     items = [item for cost in found.values() for item in cost.items]
     return Prepared(section, own_us, held_us, spread, tuple(notes), items)
 
@@ -131,7 +132,7 @@ class ItemCost:
     spread : jitter config or None
     text : str
     items : list of (ns, factor)
-        When each one was preprocessed, and how long it took relative to the others of its size.
+        When each one was due, and how long it took relative to the others of its size.
     """
 
     section: Any
@@ -187,7 +188,7 @@ def item_cost(seen: Seen, modality: str, sizes: Array, sized: NDArray[np.bool_],
     expected_us = np.maximum(took_us - residual_us + held_us, 1.0)
     said = f"{fixed_us + held_us:.0f} us and {line.slope_us:.0f} us per {unit}; {text}"
     factors = (took_us + held_each_us(records, held_us)[mine]) / expected_us
-    items = list(zip(records.preprocess_start_ns[mine].tolist(), factors.tolist(), strict=True))
+    items = list(zip(records.scheduled_ns[mine].tolist(), factors.tolist(), strict=True))
     return ItemCost(section, mine, transfer_us, later_us, rested_us, spread_of(factors), said, items)
 
 
@@ -204,7 +205,8 @@ def held_each_us(records: Records, held_us: float) -> Array:
 
 def bends_of(sizes: Array, residual_us: Array) -> tuple[tuple[float, float], ...]:
     """How far costs are from their line, by size; the mean over all is nought. Without enough inputs, a mere line."""
-    edges = np.quantile(sizes, BEND_LEVELS)
+    levels = [level for level in BEND_LEVELS if level == 1.0 or round((1.0 - level) * len(sizes)) >= ALONE_MIN]
+    edges = np.quantile(sizes, levels)
     group = np.clip(np.searchsorted(edges, sizes, side="right") - 1, 0, len(edges) - 2)
     found = [(float(sizes[group == k].mean()), steady_mean(residual_us[group == k]))
              for k in range(len(edges) - 1) if (group == k).sum() >= ALONE_MIN]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Times at which all of a server's software is slow at once, as a rehearsal shows them."""
+"""Times at which a server's software, or its preprocessing, is slow at once, as a rehearsal shows them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from preba.scenario.schema import Overheads
 from preba.slowness import Slowness
 from preba.trace_table import PARTS
 
-__all__ = ["narrowed", "slow_times", "slowness_note", "with_share", "with_slowness", "without_common"]
+__all__ = ["narrowed", "slow_times", "slowness_note", "with_preprocessing", "with_share", "with_slowness"]
 
 WINDOW_NS = 20_000_000
 """A few batches end in it: what lasts for less is in how each of them varies by itself."""
 COMMON_MIN = 0.01
-"""Variance that windows have in common, from which on they count: ten percent of an overhead."""
+"""Variance that windows have in common, from which on they count: ten percent of what is usual."""
 LEAST = 0.05
 Seen: TypeAlias = tuple[int, float]
 """When something was seen, and how long it took relative to what is usual."""
@@ -40,12 +40,13 @@ def slow_times(records: Records, items: Sequence[Seen] = ()) -> Slowness | None:
     records : Records
         Of a rehearsal, served.
     items : sequence of (ns, factor)
-        When inputs were preprocessed, and how long they took relative to what is usual.
+        When inputs were due, which is when a trace draws it, and how long they took relative to what is usual.
 
     Returns
     -------
     Slowness or None
-        ``None`` where neither batches that end together nor inputs that are preprocessed together are slow together.
+        ``None`` where neither batches that end together nor inputs that are due together are slow together, and
+        without any answers, which say where windows begin.
     """
     ended_ns, factors = relative_answers(records)
     if len(factors) == 0:
@@ -152,17 +153,21 @@ def with_slowness(overheads: Overheads, slowness: Slowness | None) -> Overheads:
     return overheads.model_copy(update={**changes, "slowness": felt})
 
 
-def without_common(
+def with_preprocessing(
     spreads: Mapping[str, JitterConfig | None], slowness: Slowness | None
-) -> dict[str, JitterConfig | None]:
-    """Spreads of preprocessing by modality, as far as they are not of times when all of it is slow."""
+) -> tuple[dict[str, JitterConfig | None], Slowness | None]:
+    """Spreads of preprocessing by modality without what it has in common, which is no more than the least of them."""
     if slowness is None or not slowness.preprocessing:
-        return dict(spreads)
+        return dict(spreads), slowness
     common = slowness.preprocessing_cv()
-    return {
-        kind: jitter if jitter is None else narrowed(jitter, own_share(jitter.factor_cv(), common))
+    felt = min([1.0, *(jitter.factor_cv() / common for jitter in spreads.values() if jitter is not None)])
+    factors = np.array(slowness.preprocessing)
+    series = 1.0 + felt * (factors / factors.mean() - 1.0)
+    left = {
+        kind: jitter if jitter is None else narrowed(jitter, own_share(jitter.factor_cv(), felt * common))
         for kind, jitter in spreads.items()
     }
+    return left, slowness.model_copy(update={"preprocessing": tuple(series.tolist())})
 
 
 def own_share(own: float, common: float) -> float:

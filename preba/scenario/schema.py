@@ -88,8 +88,8 @@ class Overheads(StrictModel):
     """How ``response_next_us`` varies from answer to answer."""
     slowness: Slowness | None = None
     """How slow the software is at times, beyond how each part varies by itself: the ways there (``ingress_us``,
-    ``frontend_us``), turnaround and answers of a request are longer as it is when the request is due. Requests of
-    closed loops, of which that is not known before, feel nothing of it."""
+    ``frontend_us``), turnaround and answers of a request are longer as it is when the request is due, and so is its
+    preprocessing, by a series of its own. Requests of closed loops, of which that is not known before, feel nothing."""
 
     def jitters(self) -> tuple[JitterConfig, ...] | None:
         """Those of the parts of a trace's ``overhead_factor``, in their order; ``None`` where nothing varies."""

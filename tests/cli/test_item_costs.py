@@ -46,7 +46,7 @@ def calibrated(known: ResolvedScenario, run: Played) -> Any:
 
 
 def test_a_worker_that_stood_still_takes_nothing_from_the_spread_of_the_way_there(toy: Any) -> None:
-    """What varies from one input to the next is in its cost, and not once more in the way; stalls are in neither."""
+    """What varies from one input to the next is in its cost and not once more in the way; but stalls are in no cost."""
     way = {"ingress_us": 1000.0, "frontend_jitter": {"kind": "gamma", "cv": 0.5}}
     known = images(toy, overheads=way)
     run = played(known)
@@ -82,3 +82,7 @@ def test_times_of_slow_preprocessing_are_told_from_inputs_that_vary(toy: Any, cv
     assert slowness.factor_cv() == 0.0
     assert slowness.preprocessing_cv() == pytest.approx(cv, rel=0.15)
     assert own == pytest.approx(0.15, rel=0.25)
+    told = calibrate(known, [known.models[0].execution], run, run, [run])
+    assert told.scenario.server.overheads.slowness is None
+    assert told.scenario.models[0].preprocess_jitter == known.models[0].config.preprocess_jitter
+    assert "a model has its own preprocess_jitter: times of slow preprocessing are not measured" in told.notes

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from preba.cli.slow_times import narrowed, slow_times, slowness_note, with_share, with_slowness, without_common
+from preba.cli.slow_times import narrowed, slow_times, slowness_note, with_preprocessing, with_share, with_slowness
 from preba.jitter import EmpiricalJitter, GammaJitter
 from preba.records import Records
 from preba.scenario.schema import Overheads
@@ -143,11 +143,18 @@ def test_times_of_slow_preprocessing_are_found_beside_those_of_answers(toy: Any,
     assert found.preprocessing_cv() == pytest.approx(np.std([common[windows == w][0] for w in set(windows)]), rel=0.15)
     assert np.corrcoef(np.array(found.preprocessing)[windows], common)[0, 1] > 0.9
     own = EmpiricalJitter(kind="empirical", factors=tuple(np.random.default_rng(1).gamma(4.0, 0.25, 400).tolist()))
-    left = without_common({"image": own, "audio": None}, found)
+    left, felt = with_preprocessing({"image": own, "audio": None}, found)
+    assert felt.preprocessing == pytest.approx(found.preprocessing, rel=0.01)
     both = (1 + found.preprocessing_cv() ** 2) * (1 + left["image"].factor_cv() ** 2) - 1
     assert both == pytest.approx(own.factor_cv() ** 2, rel=1e-6)
     assert left["audio"] is None
-    assert without_common({"image": own}, None) == {"image": own}
+    assert with_preprocessing({"image": own}, None) == ({"image": own}, None)
+    steady = EmpiricalJitter(kind="empirical", factors=(0.98, 1.02))
+    left, felt = with_preprocessing({"image": own, "audio": steady}, found)
+    assert felt.preprocessing_cv() == pytest.approx(0.02, rel=1e-6)
+    assert left["audio"].factor_cv() == pytest.approx(0.0, abs=1e-6)
+    both = (1 + 0.02**2) * (1 + left["image"].factor_cv() ** 2) - 1
+    assert both == pytest.approx(own.factor_cv() ** 2, rel=1e-6)
     (said,) = slowness_note(found)
     assert said.startswith(f"preprocessing is slow for a while at times: by {100 * found.preprocessing_cv():.0f} % ")
     assert slow_times(records, items[:50]) is None

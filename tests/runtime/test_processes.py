@@ -11,7 +11,7 @@ from runtime.processes import free_ports
 
 
 def test_a_free_port_is_kept_for_the_server_that_asks_for_it() -> None:
-    """Nobody who asks for any port gets it meanwhile; a server that asks for this one does."""
+    """Nobody binds it in passing meanwhile, nor does the kernel for others; a server that asks for it does."""
     ports = free_ports(3)
     assert len(set(ports)) == 3
     for port in ports:
